@@ -1,0 +1,117 @@
+"""Episodes: what every method learns from.
+
+An episode is one few-shot task, cut in two:
+
+    support  S = {(x_i, y_i)}   what the learner may adapt on,
+    query    Q = {(x_j, y_j)}   what it is judged by.
+
+Everything here is unbatched: one episode. Batches of episodes are made by `jax.vmap` in
+`jaxmeta.batch_meta_grad`, and nowhere else.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class Batch(NamedTuple):
+    """Labelled examples.
+
+    Attributes:
+        x: inputs `[n, ...]`.
+        y: integer class labels `[n]`, or real targets `[n, d]`.
+    """
+
+    x: jax.Array
+    y: jax.Array
+
+
+class Episode(NamedTuple):
+    """One task: a support set to adapt on and a query set to be judged by.
+
+    Attributes:
+        support: the support set, `[ways * shots, ...]` for classification.
+        query: the query set, `[ways * queries, ...]` for classification.
+    """
+
+    support: Batch
+    query: Batch
+
+
+def is_classification(y: jax.Array) -> bool:
+    """Whether targets are class labels (integers) rather than real values."""
+    return jnp.issubdtype(y.dtype, jnp.integer)
+
+
+def concatenate(first: Batch, second: Batch) -> Batch:
+    """Joins two batches along their example axis: `[n, ...]` and `[m, ...]` to `[n + m, ...]`."""
+    return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, second)
+
+
+def check_episode(episode: Episode, *, ways: int | None = None) -> None:
+    """Raises if an episode is not one well-formed, unbatched task.
+
+    Shapes and dtypes are checked at trace time. Label values are checked too where they are known,
+    that is, outside `jax.jit`.
+
+    Args:
+        episode: the episode to check.
+        ways: number of classes that labels must fall into; None to leave label values unchecked.
+
+    Raises:
+        TypeError: a part is not a `Batch`, or support and query disagree on the kind of target.
+        ValueError: lengths or shapes disagree, or a label falls outside `[0, ways)`.
+
+    >>> import jax.numpy as jnp
+    >>> batch = Batch(jnp.zeros((5, 3)), jnp.arange(4))
+    >>> check_episode(Episode(batch, batch))
+    Traceback (most recent call last):
+      ...
+    ValueError: support.x holds 5 examples, but support.y holds 4 targets (shapes (5, 3) and (4,))
+    """
+    for name, batch in zip(Episode._fields, episode, strict=True):
+        _check_batch(name, batch, ways)
+    support, query = episode
+    if support.x.shape[1:] != query.x.shape[1:]:
+        raise ValueError(
+            "support.x and query.x must hold inputs of one shape, but a support input has shape "
+            f"{support.x.shape[1:]} and a query input {query.x.shape[1:]}"
+        )
+    if is_classification(support.y) != is_classification(query.y):
+        raise TypeError(
+            "support.y and query.y must both be integer labels or both be real targets, but have dtypes "
+            f"{support.y.dtype} and {query.y.dtype}"
+        )
+    if support.y.shape[1:] != query.y.shape[1:]:
+        raise ValueError(
+            "support.y and query.y must hold targets of one shape, but a support target has shape "
+            f"{support.y.shape[1:]} and a query target {query.y.shape[1:]}"
+        )
+
+
+def _check_batch(name: str, batch: Any, ways: int | None) -> None:
+    if not isinstance(batch, Batch):
+        raise TypeError(f"{name} must be a jaxmeta.Batch(x, y), but is a {type(batch).__name__}")
+    for part in Batch._fields:
+        value = getattr(batch, part)
+        if not isinstance(value, jax.Array | np.ndarray) or value.ndim == 0:
+            raise TypeError(f"{name}.{part} must be an array with an example axis, but is {value!r}")
+    if batch.x.shape[0] != batch.y.shape[0]:
+        raise ValueError(
+            f"{name}.x holds {batch.x.shape[0]} examples, but {name}.y holds {batch.y.shape[0]} targets "
+            f"(shapes {batch.x.shape} and {batch.y.shape})"
+        )
+    if is_classification(batch.y):
+        _check_labels(name, batch.y, ways)
+
+
+def _check_labels(name: str, labels: jax.Array, ways: int | None) -> None:
+    if labels.ndim != 1:
+        raise ValueError(f"{name}.y holds integer labels, so its shape must be [n], but is {labels.shape}")
+    if ways is None or labels.size == 0 or isinstance(labels, jax.core.Tracer):
+        return
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= ways:
+        raise ValueError(f"ways={ways}, so {name}.y must lie in [0, {ways}), but holds labels {low}..{high}")

@@ -1,0 +1,123 @@
+"""The inner loop as one pure function.
+
+    phi_0 = theta,    phi_{j+1} = phi_j + U(grad L(phi_j; B_j)),    j = 0 .. K-1
+
+| symbol | name | | symbol | name |
+|---|---|---|---|---|
+| theta | `params` | | L | `loss_fn` |
+| phi_K | `Adapted.params` | | B_j | `batch`, or its j-th slice when `minibatched` |
+| U | `optimizer` | | K | `steps` |
+
+It is one `jax.lax.scan`, so its compile time does not grow with K, and everything in it can be
+differentiated: `jax.grad` through `adapt` is exact second-order MAML.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxmeta.inner._partition import merge, partition
+
+
+class Adapted(NamedTuple):
+    """What an inner loop returns.
+
+    Attributes:
+        params: the adapted parameters phi_K, with the structure of the parameters that came in.
+        opt_state: the inner optimiser's state after the last step.
+        losses: `[steps]`, the loss that each step descended: L(phi_j; B_j), before step j.
+        path: the parameters phi_0 .. phi_K with a leading axis of `steps + 1`, or None if not asked for.
+    """
+
+    params: Any
+    opt_state: optax.OptState
+    losses: jax.Array
+    path: Any = None
+
+
+def adapt(
+    loss_fn: Callable[[Any, Any], jax.Array],
+    params: Any,
+    batch: Any,
+    *,
+    optimizer: optax.GradientTransformation,
+    steps: int,
+    minibatched: bool = False,
+    mask: Any = None,
+    opt_state: optax.OptState | None = None,
+    return_path: bool = False,
+) -> Adapted:
+    """Takes `steps` gradient steps on a task's loss.
+
+    Args:
+        loss_fn: `(params, batch) -> scalar`. Pure; any model, any loss.
+        params: where to start, any pytree of floating-point arrays.
+        batch: what `loss_fn` is given at every step, any pytree.
+        optimizer: any Optax transformation, for instance `optax.sgd(0.01)`.
+        steps: the number of gradient steps, 0 or more.
+        minibatched: every array of `batch` has a leading axis of length `steps`, and step j sees slice j.
+        mask: which parameters adapt: a pytree of bools, a function from parameters to one (such as
+            `mask_by_path` makes), or None for all. The others are passed through untouched; they stay inputs
+            of the loss, so they still receive meta-gradients.
+        opt_state: the inner optimiser's state to start from; None for a fresh one.
+        return_path: also return the parameters before, between and after the steps.
+
+    Returns:
+        An `Adapted`.
+
+    Raises:
+        ValueError: `steps` is negative, a mini-batched array lacks the step axis, `loss_fn` does not return
+            a scalar, or the mask does not fit.
+
+    >>> import jax.numpy as jnp, optax
+    >>> loss = lambda w, target: jnp.sum((w - target) ** 2)
+    >>> adapted = adapt(loss, jnp.array(0.0), jnp.array(1.0), optimizer=optax.sgd(0.25), steps=2)
+    >>> float(adapted.params), adapted.losses.tolist()
+    (0.75, [1.0, 0.25])
+
+    References:
+        Finn, Abbeel, Levine 2017, arXiv:1703.03400, equation 1.
+    """
+    _check(batch, steps, minibatched)
+    adapting, staying = partition(params, mask)
+    state = optimizer.init(adapting) if opt_state is None else opt_state
+
+    def step(carry: tuple[Any, optax.OptState], step_batch: Any) -> tuple[tuple[Any, optax.OptState], Any]:
+        adapting, state = carry
+        current = batch if step_batch is None else step_batch
+        loss, grads = jax.value_and_grad(lambda part: _scalar(loss_fn(merge(part, staying), current)))(adapting)
+        updates, state = optimizer.update(grads, state, adapting)
+        moved = optax.apply_updates(adapting, updates)
+        return (moved, state), (loss, moved if return_path else None)
+
+    (adapting, state), (losses, moved) = jax.lax.scan(
+        step, (adapting, state), batch if minibatched else None, length=steps
+    )
+    path = _path(params, moved, staying, steps) if return_path else None
+    return Adapted(merge(adapting, staying), state, losses, path)
+
+
+def _path(params: Any, moved: Any, staying: Any, steps: int) -> Any:
+    """Joins the start to the recorded steps, and repeats what did not adapt: `[steps + 1, ...]`."""
+    stays = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (steps, *leaf.shape)), staying)
+    return jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest]), params, merge(moved, stays))
+
+
+def _check(batch: Any, steps: int, minibatched: bool) -> None:
+    if steps < 0:
+        raise ValueError(f"steps must be 0 or more, but is {steps}")
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(batch)]
+    if minibatched and any(shape[:1] != (steps,) for shape in shapes):
+        raise ValueError(
+            f"minibatched=True wants a leading axis of length steps={steps} on every array of batch, "
+            f"but their shapes are {shapes}"
+        )
+
+
+def _scalar(loss: jax.Array) -> jax.Array:
+    if jnp.shape(loss) != ():
+        raise ValueError(f"loss_fn must return a scalar, but returned an array of shape {jnp.shape(loss)}")
+    return loss

@@ -1,0 +1,100 @@
+"""Convolution that stays fast when every task has its own weights.
+
+`jax.vmap` turns a convolution with per-task kernels into a grouped one, whose derivatives are slow on every
+backend and grow with the square of the number of tasks on CPU. Written as slices and one matrix product,
+
+    y[n, p, o] = sum_{d, c} x[n, s p + d, c] w[d, c, o] = (patches of x) @ w,
+
+the same sum is a batched matrix product under `vmap`, and so are all its derivatives.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def conv_general_dilated(
+    lhs: jax.Array,
+    rhs: jax.Array,
+    window_strides: Sequence[int],
+    padding: str | Sequence[tuple[int, int]],
+    lhs_dilation: Sequence[int] | None = None,
+    rhs_dilation: Sequence[int] | None = None,
+    dimension_numbers: Any = None,
+    feature_group_count: int = 1,
+    batch_group_count: int = 1,
+    precision: Any = None,
+    preferred_element_type: Any = None,
+) -> jax.Array:
+    """`jax.lax.conv_general_dilated`, as slices and a matrix product where that is the same thing.
+
+    Pass it to Flax, `nn.Conv(64, (3, 3), conv_general_dilated=jaxmeta.nn.conv_general_dilated)`: parameters
+    and outputs stay those of `nn.Conv`. Channels-last convolutions without groups or input dilation take the
+    matrix form; everything else falls back to JAX's own operation.
+
+    Args:
+        lhs: inputs `[n, *spatial, channels]`.
+        rhs: kernels `[*window, channels, features]`.
+        window_strides: steps along each spatial axis.
+        padding: `"SAME"`, `"VALID"` or explicit pairs.
+        lhs_dilation: falls back unless all 1.
+        rhs_dilation: dilation of the kernel.
+        dimension_numbers: the layout; falls back unless channels-last.
+        feature_group_count: falls back unless 1.
+        batch_group_count: falls back unless 1.
+        precision: as in JAX.
+        preferred_element_type: as in JAX.
+
+    Returns:
+        `[n, *out, features]`.
+    """
+    spatial = lhs.ndim - 2
+    layout = jax.lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
+    last = (0, spatial + 1, *range(1, spatial + 1))
+    channels_last = layout == jax.lax.ConvDimensionNumbers(last, (spatial + 1, spatial, *range(spatial)), last)
+    dilation = tuple(rhs_dilation or (1,) * spatial)
+    plain = feature_group_count == batch_group_count == 1 and all(d == 1 for d in lhs_dilation or ())
+    if not (channels_last and plain):
+        return jax.lax.conv_general_dilated(
+            lhs,
+            rhs,
+            window_strides,
+            padding,
+            lhs_dilation,
+            rhs_dilation,
+            layout,
+            feature_group_count,
+            batch_group_count,
+            precision,
+            preferred_element_type,
+        )
+    window = rhs.shape[:spatial]
+    if isinstance(padding, str):
+        reach = [(k - 1) * d + 1 for k, d in zip(window, dilation, strict=True)]
+        padding = jax.lax.padtype_to_pads(lhs.shape[1:-1], reach, window_strides, padding)
+    patches = _patches(lhs, window, tuple(window_strides), padding, dilation)
+    kernel = rhs.reshape(math.prod(rhs.shape[:-1]), rhs.shape[-1])
+    return jnp.matmul(patches, kernel, precision=precision, preferred_element_type=preferred_element_type)
+
+
+def _patches(
+    x: jax.Array,
+    window: tuple[int, ...],
+    strides: tuple[int, ...],
+    padding: Sequence[tuple[int, int]],
+    dilation: tuple[int, ...],
+) -> jax.Array:
+    """What each output sees: `[n, *spatial, channels]` to `[n, *out, prod(window) * channels]`."""
+    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    reach = [(k - 1) * d + 1 for k, d in zip(window, dilation, strict=True)]
+    out = [(size - r) // s + 1 for size, r, s in zip(x.shape[1:-1], reach, strides, strict=True)]
+    taps = []
+    for tap in itertools.product(*(range(k) for k in window)):
+        starts = [t * d for t, d in zip(tap, dilation, strict=True)]
+        ranges = (slice(a, a + (n - 1) * s + 1, s) for a, n, s in zip(starts, out, strides, strict=True))
+        taps.append(x[(slice(None), *ranges)])
+    return jnp.concatenate(taps, axis=-1)

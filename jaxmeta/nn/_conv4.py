@@ -1,0 +1,74 @@
+"""The four-layer convolutional network of the few-shot literature, in its published forms.
+
+| form | call | parameters (28x28x1, 5-way) |
+|---|---|---|
+| MAML, Omniglot | `Conv4(5, pool="stride", readout="mean", norm_scale=False)` | 112,005 |
+| Reptile, Omniglot | `Conv4(5, pool="stride", readout="flatten")` | 113,221 |
+| Prototypical Networks | `Conv4(None, pool="max", readout="flatten")` | 111,936 |
+| MAML, mini-ImageNet (84x84x3) | `Conv4(5, features=32, norm_scale=False)` | 32,773 |
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import flax.linen as nn
+import jax
+
+from jaxmeta.nn._conv import conv_general_dilated
+from jaxmeta.nn._norm import BatchNorm
+from jaxmeta.nn._pool import max_pool
+
+
+class Conv4(nn.Module):
+    """Four blocks of 3x3 convolution, batch normalisation, ReLU and halving; then, perhaps, a linear head.
+
+    Attributes:
+        outputs: width of the linear head, `ways` for a classifier; None for the embedding itself.
+        features: channels of every convolution.
+        pool: what halves the image: `"max"`, a 2x2 max-pool that drops odd edges, or `"stride"`, a stride of 2.
+        readout: `"flatten"` keeps every position's channels, `"mean"` averages over positions.
+        norm_scale: learn batch normalisation's factor beside its offset.
+        epsilon: batch normalisation's epsilon.
+        kernel_init: initialiser of the convolutions; biases start at 0.
+        head_init: initialiser of the head's weights; its bias starts at 0.
+    """
+
+    outputs: int | None
+    features: int = 64
+    pool: Literal["max", "stride"] = "max"
+    readout: Literal["flatten", "mean"] = "flatten"
+    norm_scale: bool = True
+    epsilon: float = 1e-3
+    kernel_init: Callable[..., jax.Array] = nn.initializers.xavier_uniform()
+    head_init: Callable[..., jax.Array] = nn.initializers.xavier_uniform()
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps images x `[n, height, width, channels]` to `[n, outputs]`, or to embeddings `[n, d]`.
+
+        Raises:
+            ValueError: x is not a batch of images, or `pool` or `readout` is unknown.
+        """
+        self._check(x)
+        for i in range(4):
+            x = nn.Conv(
+                self.features,
+                (3, 3),
+                strides=2 if self.pool == "stride" else 1,
+                kernel_init=self.kernel_init,
+                conv_general_dilated=conv_general_dilated,
+                name=f"conv_{i}",
+            )(x)
+            x = nn.relu(BatchNorm(use_scale=self.norm_scale, epsilon=self.epsilon, name=f"norm_{i}")(x))
+            x = max_pool(x, (2, 2), (2, 2)) if self.pool == "max" else x
+        x = x.mean((1, 2)) if self.readout == "mean" else x.reshape(x.shape[0], -1)
+        return x if self.outputs is None else nn.Dense(self.outputs, kernel_init=self.head_init, name="head")(x)
+
+    def _check(self, x: jax.Array) -> None:
+        if self.pool not in ("max", "stride"):
+            raise ValueError(f'pool must be "max" or "stride", but is {self.pool!r}')
+        if self.readout not in ("flatten", "mean"):
+            raise ValueError(f'readout must be "flatten" or "mean", but is {self.readout!r}')
+        if x.ndim != 4 or (self.pool == "max" and min(x.shape[1:3]) < 16):
+            least = ", at least 16x16 for four 2x2 poolings" if self.pool == "max" else ""
+            raise ValueError(f"x must hold images [n, height, width, channels]{least}, but has shape {x.shape}")

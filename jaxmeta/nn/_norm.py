@@ -1,0 +1,36 @@
+"""Batch normalisation without memory."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+class BatchNorm(nn.Module):
+    """Normalises each channel by the mean and variance of the batch at hand, always.
+
+    There are no running statistics, in training or in test, as in the reference code of MAML and Reptile.
+    What a prediction depends on is therefore who shares its batch; `jaxmeta.evaluate` names that choice.
+
+    Attributes:
+        use_scale: learn a factor gamma for each channel. MAML's code has none.
+        use_bias: learn an offset beta for each channel.
+        epsilon: added to the variance.
+
+    References:
+        Ioffe, Szegedy 2015, arXiv:1502.03167.
+    """
+
+    use_scale: bool = True
+    use_bias: bool = True
+    epsilon: float = 1e-3
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Normalises x `[..., channels]` over all its other axes."""
+        axes = tuple(range(x.ndim - 1))
+        centred = x - x.mean(axes)
+        factor = jax.lax.rsqrt((centred**2).mean(axes) + self.epsilon)
+        if self.use_scale:
+            factor = factor * self.param("scale", nn.initializers.ones, x.shape[-1:], jnp.float32)
+        y = centred * factor
+        return y + self.param("bias", nn.initializers.zeros, x.shape[-1:], jnp.float32) if self.use_bias else y

@@ -1,0 +1,52 @@
+"""Max-pooling that is cheap to differentiate, twice."""
+
+import functools
+import itertools
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+def max_pool(
+    x: jax.Array, window_shape: Sequence[int], strides: Sequence[int] | None = None, padding: str = "VALID"
+) -> jax.Array:
+    """Max-pooling, with the signature, values and derivatives of `flax.linen.max_pool`.
+
+    Windows that do not overlap are compared slice by slice, so that derivatives are selections; the general
+    windowed reduction, whose derivatives are slow, serves only where windows overlap or cross a padded edge.
+
+    Args:
+        x: `[n, *spatial, channels]`.
+        window_shape: extent of the window along each spatial axis.
+        strides: step along each spatial axis; None for 1, as in Flax.
+        padding: `"VALID"` drops what does not fill a window, `"SAME"` pads with minus infinity.
+
+    Returns:
+        `[n, *pooled, channels]`. Among equal entries the derivative goes to the first, as in the general form.
+
+    Raises:
+        ValueError: `window_shape` or `strides` does not have one entry for each spatial axis.
+    """
+    window, steps = tuple(window_shape), tuple(strides or (1,) * len(window_shape))
+    spatial = x.shape[1:-1]
+    if len(window) != len(spatial) or len(steps) != len(spatial):
+        raise ValueError(
+            f"x has shape {x.shape}, so window_shape and strides want {len(spatial)} entries each, "
+            f"but are {window} and {steps}"
+        )
+    divides = all(size % step == 0 for size, step in zip(spatial, steps, strict=True))
+    if window != steps or not (divides or padding == "VALID") or not isinstance(padding, str):
+        return nn.max_pool(x, window, strides=steps, padding=padding)
+    ends = [size - size % step for size, step in zip(spatial, steps, strict=True)]
+    corners = [
+        x[(slice(None), *(slice(o, end, s) for o, end, s in zip(offset, ends, steps, strict=True)))]
+        for offset in itertools.product(*(range(size) for size in window))
+    ]
+    return functools.reduce(_first_max, corners)
+
+
+def _first_max(a: jax.Array, b: jax.Array) -> jax.Array:
+    """The larger entry; a where they are equal; NaN where either is."""
+    return jnp.where((b > a) | (b != b), b, a)

@@ -1,0 +1,115 @@
+"""What the methods that adapt by gradient steps share: a model and a loss, made into a `MetaLearner`."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import optax
+
+from jaxmeta.episode import Batch, Episode, check_episode
+from jaxmeta.inner import Adapted, adapt
+from jaxmeta.learner import MetaLearner, Metrics, Model, Params
+from jaxmeta.losses import score
+
+LossFn = Callable[[Any, Any], Any]
+
+
+def with_metrics(loss_fn: LossFn, has_aux: bool) -> Callable[[Any, Any], tuple[jax.Array, Metrics]]:
+    """Makes any loss function return `(loss, metrics)`, with the loss among the metrics."""
+
+    def evaluate(params: Any, batch: Any) -> tuple[jax.Array, Metrics]:
+        loss, metrics = loss_fn(params, batch) if has_aux else (loss_fn(params, batch), {})
+        return loss, {"loss": loss, **metrics}
+
+    return evaluate
+
+
+class Task(NamedTuple):
+    """A model and a loss as functions of parameters and a batch.
+
+    Attributes:
+        loss_fn: `(params, batch) -> scalar`.
+        scored_loss_fn: `(params, batch) -> (scalar, {"accuracy" or "mse": scalar})`.
+    """
+
+    loss_fn: LossFn
+    scored_loss_fn: LossFn
+
+
+def task_of(model: Model, loss: Callable[[jax.Array, jax.Array], jax.Array]) -> Task:
+    """Closes a loss on predictions over a model."""
+
+    def scored_loss_fn(params: Params, batch: Batch) -> tuple[jax.Array, Metrics]:
+        predictions = model.apply(params, batch.x)
+        return loss(predictions, batch.y), dict([score(predictions, batch.y)])
+
+    return Task(lambda params, batch: loss(model.apply(params, batch.x), batch.y), scored_loss_fn)
+
+
+def init_model(model: Model, key: jax.Array, episode: Episode) -> Params:
+    """Initialises a model for the inputs of an episode, and refuses one with mutable state.
+
+    Raises:
+        ValueError: the model keeps state beside its parameters, such as running statistics.
+    """
+    check_episode(episode)
+    larger = max(episode, key=lambda batch: batch.x.shape[0])
+    params = model.init(key, larger.x)
+    if isinstance(params, Mapping) and "params" in params and len(params) > 1:
+        extra = sorted(set(params) - {"params"})
+        raise ValueError(
+            f"model keeps state beside its parameters ({', '.join(extra)}), which an inner loop would lose; "
+            "use a layer without running state, such as jaxmeta.nn.BatchNorm"
+        )
+    return params
+
+
+def predict_from(
+    model: Model, run: Callable[[Params, Batch, jax.Array, bool], Adapted]
+) -> tuple[Callable[..., jax.Array], Callable[..., jax.Array]]:
+    """`predict` and `predict_path` of a learner that adapts by `run(params, support, key, return_path)`."""
+
+    def predict(params: Params, support: Batch, query_x: jax.Array, key: jax.Array) -> jax.Array:
+        return model.apply(run(params, support, key, False).params, query_x)
+
+    def predict_path(params: Params, support: Batch, query_x: jax.Array, key: jax.Array) -> jax.Array:
+        path = run(params, support, key, True).path
+        return jax.lax.map(lambda point: model.apply(point, query_x), path)
+
+    return predict, predict_path
+
+
+def gradient_learner(
+    estimator: Callable[..., tuple[Params, Metrics]],
+    model: Model,
+    inner_optimizer: optax.GradientTransformation,
+    steps: int,
+    eval_steps: int | None,
+    loss: Callable[[jax.Array, jax.Array], jax.Array],
+    mask: Any,
+) -> MetaLearner:
+    """A learner that adapts on the support set and whose meta-gradient is `estimator`."""
+    task = task_of(model, loss)
+
+    def meta_grad(params: Params, episode: Episode, key: jax.Array) -> tuple[Params, Metrics]:
+        del key
+        check_episode(episode)
+        return estimator(
+            task.scored_loss_fn, params, episode, optimizer=inner_optimizer, steps=steps, mask=mask, has_aux=True
+        )
+
+    def run(params: Params, support: Batch, key: jax.Array, return_path: bool) -> Adapted:
+        del key
+        count = steps if eval_steps is None else eval_steps
+        return adapt(
+            task.loss_fn,
+            params,
+            support,
+            optimizer=inner_optimizer,
+            steps=count,
+            mask=mask,
+            return_path=return_path,
+        )
+
+    predict, predict_path = predict_from(model, run)
+    return MetaLearner(lambda key, episode: init_model(model, key, episode), meta_grad, predict, predict_path)

@@ -1,0 +1,21 @@
+"""Where episodes come from: distributions over tasks, sampled on the device, inside `jax.jit`."""
+
+from jaxmeta.tasks._arrays import from_arrays, from_folder, split_classes
+from jaxmeta.tasks._glyphs import glyphs
+from jaxmeta.tasks._omniglot import omniglot, prepare_omniglot
+from jaxmeta.tasks._sampler import Classes, episodes
+from jaxmeta.tasks._sinusoid import sinusoid
+from jaxmeta.tasks._source import Source
+
+__all__ = [
+    "Classes",
+    "Source",
+    "episodes",
+    "from_arrays",
+    "from_folder",
+    "glyphs",
+    "omniglot",
+    "prepare_omniglot",
+    "sinusoid",
+    "split_classes",
+]

@@ -1,0 +1,123 @@
+"""Your own data as classes to draw episodes from."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxmeta.tasks._sampler import Classes
+
+_IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
+
+
+def from_arrays(x: Any, y: Any, *, name: str = "arrays") -> Classes:
+    """Groups labelled examples by class.
+
+    Args:
+        x: examples `[n, ...]`. `uint8` images `[n, height, width, channels]` are scaled to [0, 1] when sampled;
+            other types are used as they are.
+        y: integer labels `[n]`, any values.
+        name: what to call the data in result files.
+
+    Returns:
+        Classes in the order of their labels, examples in the order given.
+
+    Raises:
+        ValueError: lengths differ, there are no examples, or x holds a value that is not finite.
+
+    >>> import numpy as np
+    >>> classes = from_arrays(np.zeros((6, 28, 28, 1), np.uint8), [3, 3, 7, 7, 7, 3])
+    >>> classes.examples.shape, classes.names
+    ((2, 3, 28, 28, 1), ('3', '7'))
+    """
+    x, y = np.asarray(x), np.asarray(y)
+    if y.ndim != 1 or not np.issubdtype(y.dtype, np.integer) or x.shape[:1] != y.shape:
+        raise ValueError(
+            f"y must hold one integer label for each example of x, but has shape {y.shape} and dtype {y.dtype}, "
+            f"and x has shape {x.shape}"
+        )
+    if not len(y):
+        raise ValueError("x must hold at least one example, but is empty")
+    if np.issubdtype(x.dtype, np.floating) and not np.isfinite(x).all():
+        raise ValueError("x must be finite, but holds NaN or infinity")
+    if x.dtype == np.float64:
+        x = x.astype(np.float32)
+    labels = np.unique(y)
+    return _stack([x[y == label] for label in labels], tuple(str(label) for label in labels), {"name": name})
+
+
+def from_folder(path: str | Path, *, image_size: int = 28, grayscale: bool = True) -> Classes:
+    """Reads a folder that holds a folder of images for each class.
+
+    Args:
+        path: the folder; class names are the names of its sub-folders.
+        image_size: images are resized to this height and width, in pixels.
+        grayscale: one channel; otherwise red, green and blue.
+
+    Returns:
+        Classes in the order of their names, images in the order of theirs, `uint8`.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: it holds no folder with images, or a file that cannot be read as one.
+    """
+    from PIL import Image
+
+    root = Path(path)
+    if not root.is_dir():
+        raise FileNotFoundError(f"no folder at {root}: want a folder with one sub-folder of images for each class")
+    folders = {}
+    for folder in sorted(p for p in root.iterdir() if p.is_dir()):
+        if files := sorted(f for f in folder.iterdir() if f.suffix.lower() in _IMAGE_SUFFIXES):
+            folders[folder.name] = files
+    if not folders:
+        raise ValueError(f"{root} holds no sub-folder with images: want one sub-folder of images for each class")
+
+    def read(file: Path) -> np.ndarray:
+        try:
+            with Image.open(file) as image:
+                resized = image.convert("L" if grayscale else "RGB").resize((image_size,) * 2, Image.Resampling.LANCZOS)
+        except OSError as error:
+            raise ValueError(f"cannot read {file} as an image: {error}") from error
+        return np.asarray(resized, np.uint8).reshape(image_size, image_size, -1)
+
+    groups = [np.stack([read(file) for file in files]) for files in folders.values()]
+    return _stack(groups, tuple(folders), {"name": root.name, "image_size": image_size})
+
+
+def split_classes(classes: Classes, *, test_share: float, seed: int = 0) -> tuple[Classes, Classes]:
+    """Divides classes at random into those to train on and those to be judged by.
+
+    Args:
+        classes: what to divide.
+        test_share: share of the classes that go to the test part, in (0, 1).
+        seed: what the division is made from.
+
+    Returns:
+        `(train, test)`, each with at least one class and in the order given.
+
+    Raises:
+        ValueError: `test_share` is out of range, or there are fewer than two classes.
+    """
+    total = len(classes.names)
+    if not 0 < test_share < 1:
+        raise ValueError(f"test_share must lie between 0 and 1, but is {test_share}")
+    if total < 2:
+        raise ValueError(f"classes must hold at least two classes to divide, but hold {total}")
+    tested = min(max(round(test_share * total), 1), total - 1)
+    shuffled = np.random.default_rng(seed).permutation(total)
+    test, train = np.sort(shuffled[:tested]), np.sort(shuffled[tested:])
+    return _subset(classes, train, "train"), _subset(classes, test, "test")
+
+
+def _subset(classes: Classes, chosen: np.ndarray, subset: str) -> Classes:
+    names = tuple(classes.names[i] for i in chosen)
+    return Classes(classes.examples[chosen], classes.counts[chosen], names, {**classes.info, "subset": subset})
+
+
+def _stack(groups: list[np.ndarray], names: tuple[str, ...], info: dict[str, Any]) -> Classes:
+    counts = np.array([len(group) for group in groups], np.int32)
+    examples = np.zeros((len(groups), counts.max(), *groups[0].shape[1:]), groups[0].dtype)
+    for place, group in zip(examples, groups, strict=True):
+        place[: len(group)] = group
+    return Classes(examples, counts, names, info)

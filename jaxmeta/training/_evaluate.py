@@ -1,0 +1,168 @@
+"""Evaluation on a frozen list of episodes.
+
+The list is made from a seed, and named in the result by the SHA-256 of its contents: two results with one hash
+judged the very same episodes. The interval is 1.96 sigma / sqrt(episodes), over episodes.
+"""
+
+import functools
+import hashlib
+import math
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmeta.episode import Episode, is_classification
+from jaxmeta.learner import MetaLearner, Params, choose_chunk
+from jaxmeta.losses import score
+from jaxmeta.tasks import Source
+
+QueryMode = Literal["transductive", "inductive"]
+
+_BLOCK = 50
+
+
+class Evaluation(NamedTuple):
+    """What an evaluation found.
+
+    Attributes:
+        metric: `"accuracy"` (share, in [0, 1]) or `"mse"` (squared target units).
+        mean: the metric's mean over episodes.
+        interval: half the width of its 95 % interval.
+        by_step: `(mean, interval)` after 0, 1, .., K adaptation steps; None if the learner does not adapt in steps.
+        query_mode: how queries shared a batch.
+        episodes: how many.
+        seed: what the list of episodes was made from.
+        episode_hash: SHA-256 of the list's contents.
+        source: the description of the source.
+        values: the metric of each episode, `[episodes]`.
+    """
+
+    metric: str
+    mean: float
+    interval: float
+    by_step: list[tuple[float, float]] | None
+    query_mode: QueryMode
+    episodes: int
+    seed: int
+    episode_hash: str
+    source: Mapping[str, Any]
+    values: np.ndarray
+
+    def summary(self) -> dict[str, Any]:
+        """Everything but the value of each episode, JSON-able."""
+        return {name: value for name, value in self._asdict().items() if name != "values"}
+
+
+def evaluate(
+    learner: MetaLearner,
+    params: Params,
+    source: Source,
+    *,
+    episodes: int = 600,
+    seed: int = 0,
+    query_mode: QueryMode = "transductive",
+    chunk: int | None = None,
+) -> Evaluation:
+    """Judges meta-parameters on a frozen list of episodes.
+
+    Args:
+        learner: the method.
+        params: its meta-parameters.
+        source: the distribution of test episodes.
+        episodes: how many to draw.
+        seed: what to draw them from.
+        query_mode: `"transductive"`: the learner sees all queries of an episode at once, as in MAML's code, so
+            batch normalisation shares information among them. `"inductive"`: it sees each query alone with the
+            support inputs, so that a prediction does not depend on the company its query keeps.
+        chunk: episodes mapped at once; None chooses, see `batch_meta_grad`.
+
+    Returns:
+        An `Evaluation`.
+
+    Raises:
+        ValueError: `episodes` is less than 2, `query_mode` is unknown, or the source's episodes have no queries.
+        FloatingPointError: the metric of an episode is not finite.
+    """
+    if episodes < 2:
+        raise ValueError(f"episodes must be 2 or more for an interval, but is {episodes}")
+    if query_mode not in get_args(QueryMode):
+        raise ValueError(f"query_mode must be one of {get_args(QueryMode)}, but is {query_mode!r}")
+    digest, values = hashlib.sha256(), []
+    keys = jax.random.split(jax.random.key(seed), episodes)
+    for start in range(0, episodes, _BLOCK):
+        block_keys = keys[start : start + _BLOCK]
+        block = _sample(source.sample, source.data, block_keys)
+        for leaf in jax.tree.leaves(block):
+            digest.update(np.asarray(leaf).tobytes())
+        if block.query.x.shape[1] == 0:
+            raise ValueError("the source's episodes have no queries to judge by: give it queries of 1 or more")
+        values.append(np.asarray(_scores(learner, query_mode, chunk, params, block, block_keys)))
+    metric = "accuracy" if is_classification(block.query.y) else "mse"
+    table = np.concatenate(values)
+    _check_finite(metric, table)
+    by_step = [_mean_interval(column) for column in table.T] if learner.predict_path is not None else None
+    final = table[:, -1]
+    return Evaluation(
+        metric,
+        *_mean_interval(final),
+        by_step,
+        query_mode,
+        episodes,
+        seed,
+        digest.hexdigest(),
+        dict(source.info),
+        final,
+    )
+
+
+def _mean_interval(values: np.ndarray) -> tuple[float, float]:
+    values = values.astype(np.float64)
+    return float(values.mean()), float(1.96 * values.std(ddof=1) / math.sqrt(len(values)))
+
+
+def _check_finite(metric: str, table: np.ndarray) -> None:
+    broken = ~np.isfinite(table)
+    if broken.any():
+        episode, step = np.argwhere(broken)[0]
+        raise FloatingPointError(
+            f"{metric} is {table[episode, step]} on episode {episode} after adaptation step {step}: the inner loop "
+            "diverged; try a smaller inner learning rate"
+        )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _sample(sample: Any, data: Any, keys: jax.Array) -> Episode:
+    return jax.vmap(sample, in_axes=(None, 0))(data, keys)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _scores(
+    learner: MetaLearner, query_mode: QueryMode, chunk: int | None, params: Params, block: Episode, keys: jax.Array
+) -> jax.Array:
+    """The metric of each episode after each adaptation step, `[episodes, steps + 1]` (or `[episodes, 1]`)."""
+
+    def one(episode: Episode, key: jax.Array) -> jax.Array:
+        path = _predictions(learner, query_mode, params, episode, key)
+        return jax.vmap(lambda predictions: score(predictions, episode.query.y)[1])(path)
+
+    size = chunk or choose_chunk(one, len(keys), (), (block, keys))
+    return jax.lax.map(lambda item: one(*item), (block, keys), batch_size=size)
+
+
+def _predictions(
+    learner: MetaLearner, query_mode: QueryMode, params: Params, episode: Episode, key: jax.Array
+) -> jax.Array:
+    """Predictions for an episode's queries after each adaptation step, `[steps + 1, q, ...]`."""
+    support, query = episode
+
+    def predict(query_x: jax.Array) -> jax.Array:
+        if learner.predict_path is not None:
+            return learner.predict_path(params, support, query_x, key)
+        return learner.predict(params, support, query_x, key)[None]
+
+    if query_mode == "transductive":
+        return predict(query.x)
+    return jax.vmap(lambda x: predict(jnp.concatenate([support.x, x[None]]))[:, -1], out_axes=1)(query.x)

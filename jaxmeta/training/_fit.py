@@ -1,0 +1,190 @@
+"""The outer loop.
+
+    theta <- theta - Optimizer( 1/T sum_t meta_grad(theta, episode_t) ),    episode_t ~ source
+
+Many outer steps run in one dispatch: a `jax.lax.scan` whose body samples the episodes, takes the meta-gradient and
+applies the optimiser, with the state's buffers donated. Step i draws its randomness from (seed, i) alone, so a run
+that is killed and resumed continues bit for bit.
+"""
+
+import functools
+import math
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxmeta.learner import MetaLearner, Params, batch_meta_grad
+from jaxmeta.tasks import Source
+from jaxmeta.training import _run
+from jaxmeta.training._run import TrainState
+
+
+class FitResult(NamedTuple):
+    """What training returns.
+
+    Attributes:
+        params: the meta-parameters after the last step.
+        opt_state: the outer optimiser's state after the last step.
+        history: one dict for each logged window: `step`, and the mean over the window of each metric.
+    """
+
+    params: Params
+    opt_state: optax.OptState
+    history: list[dict[str, Any]]
+
+
+def fit(
+    learner: MetaLearner,
+    source: Source,
+    optimizer: optax.GradientTransformation,
+    *,
+    steps: int,
+    meta_batch: int = 1,
+    seed: int = 0,
+    params: Params | None = None,
+    run_dir: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    config: Mapping[str, Any] | None = None,
+    log_every: int = 100,
+    checkpoint_every: int = 1000,
+    chunk: int | None = None,
+    progress: bool = True,
+) -> FitResult:
+    """Meta-trains a learner on a distribution of tasks.
+
+    Args:
+        learner: the method.
+        source: the distribution of training episodes.
+        optimizer: the outer optimiser, any Optax transformation.
+        steps: outer steps in all, counting those before a resume.
+        meta_batch: episodes in an outer step.
+        seed: of initialisation and training.
+        params: meta-parameters to start from; None for the learner's own initialisation.
+        run_dir: folder for configuration, metrics and checkpoints; None to keep nothing.
+        resume: continue the run in `run_dir` if there is one.
+        config: more to record in `config.json`, JSON-able; a resumed run must bring the same.
+        log_every: outer steps in one dispatch, and in one line of metrics.
+        checkpoint_every: outer steps between checkpoints, a multiple of `log_every`. The last step is always
+            saved.
+        chunk: tasks mapped at once; see `batch_meta_grad`.
+        progress: show a progress bar on standard error.
+
+    Returns:
+        A `FitResult`.
+
+    Raises:
+        FileExistsError: `run_dir` is not empty and `resume` is False.
+        FloatingPointError: a metric or the meta-gradient is not finite. Checkpoints before that step stay.
+        ValueError: a number is out of range, or a resumed run brings another configuration.
+    """
+    _check(steps, meta_batch, log_every, checkpoint_every)
+    init_key, train_key = jax.random.split(jax.random.key(seed))
+    if params is None:
+        params = learner.init(init_key, jax.jit(source.sample)(source.data, init_key))
+    state = jax.tree.map(jnp.array, TrainState(params, optimizer.init(params)))
+    window = functools.partial(_train_window, learner, source.sample, optimizer, meta_batch, chunk)
+    run = functools.partial(_train, window, source.data, train_key, steps, log_every, meta_batch, progress)
+    if run_dir is None:
+        return run(state, 0, [], lambda step, state, row: None)
+
+    run_dir = Path(run_dir)
+    asked = {"steps": steps, "meta_batch": meta_batch, "seed": seed, "log_every": log_every}
+    _run.start_run(run_dir, {**(config or {}), "fit": asked, "source": dict(source.info)}, resume=resume)
+    with _run.checkpointer(run_dir) as saver:
+        start, state = _run.load_latest(saver, state) or (0, state)
+        history = _run.read_metrics(run_dir, until=start)
+
+        def keep(step: int, state: TrainState, row: dict[str, Any]) -> None:
+            _run.append_metrics(run_dir, row)
+            if step % checkpoint_every == 0 or step == steps:
+                saver.save(step, state)
+
+        return run(state, start, history, keep)
+
+
+def _train(
+    window: Callable[..., tuple[TrainState, dict[str, jax.Array]]],
+    data: Any,
+    key: jax.Array,
+    steps: int,
+    log_every: int,
+    meta_batch: int,
+    progress: bool,
+    state: TrainState,
+    start: int,
+    history: list[dict[str, Any]],
+    keep: Callable[[int, TrainState, dict[str, Any]], None],
+) -> FitResult:
+    """Runs windows of steps from `start` to `steps`, checking and keeping what each returns."""
+    from tqdm import tqdm
+
+    with tqdm(total=steps, initial=start, unit="step", disable=not progress, dynamic_ncols=True) as bar:
+        step = start
+        while step < steps:
+            began = time.perf_counter()
+            length = min(log_every, steps - step)
+            state, metrics = window(length, state, data, key, jnp.asarray(step))
+            metrics = {name: np.asarray(values) for name, values in metrics.items()}
+            _check_finite(metrics, step)
+            step += length
+            row = {"step": step, **{name: float(values.mean()) for name, values in metrics.items()}}
+            row["tasks_per_second"] = round(meta_batch * length / (time.perf_counter() - began), 1)
+            history.append(row)
+            keep(step, state, row)
+            bar.update(length)
+            bar.set_postfix({name: f"{value:.4g}" for name, value in row.items() if name != "step"})
+    return FitResult(state.params, state.opt_state, history)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5), donate_argnums=(6,))
+def _train_window(
+    learner: MetaLearner,
+    sample: Callable[[Any, jax.Array], Any],
+    optimizer: optax.GradientTransformation,
+    meta_batch: int,
+    chunk: int | None,
+    length: int,
+    state: TrainState,
+    data: Any,
+    key: jax.Array,
+    first: jax.Array,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """`length` outer steps from step `first` on; metrics come back with a leading step axis."""
+
+    def outer_step(state: TrainState, step: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
+        sample_key, grad_key = jax.random.split(jax.random.fold_in(key, step))
+        episodes = jax.vmap(sample, in_axes=(None, 0))(data, jax.random.split(sample_key, meta_batch))
+        grads, metrics = batch_meta_grad(learner, state.params, episodes, grad_key, chunk=chunk)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return TrainState(params, opt_state), {**metrics, "grad_norm": optax.global_norm(grads)}
+
+    return jax.lax.scan(outer_step, state, first + jnp.arange(length))
+
+
+def _check_finite(metrics: dict[str, np.ndarray], first: int) -> None:
+    """Raises at the first step of a window at which something is not finite."""
+    broken = {name: int(np.argmin(np.isfinite(v))) for name, v in metrics.items() if not np.isfinite(v).all()}
+    if broken:
+        offset = min(broken.values())
+        names = ", ".join(f"{name}={metrics[name][offset]}" for name, at in broken.items() if at == offset)
+        raise FloatingPointError(
+            f"outer step {first + offset + 1}: {names}. Try a smaller inner or outer learning rate, or clip the "
+            "meta-gradient with optax.clip_by_global_norm"
+        )
+
+
+def _check(steps: int, meta_batch: int, log_every: int, checkpoint_every: int) -> None:
+    numbers = {"steps": steps, "meta_batch": meta_batch, "log_every": log_every, "checkpoint_every": checkpoint_every}
+    for name, value in numbers.items():
+        if value < 1:
+            raise ValueError(f"{name} must be 1 or more, but is {value}")
+    if math.gcd(checkpoint_every, log_every) != log_every:
+        raise ValueError(f"checkpoint_every={checkpoint_every} must be a multiple of log_every={log_every}")

@@ -1,0 +1,176 @@
+"""A run folder: everything one training leaves behind, and what it needs to go on after a kill.
+
+config.json      what was asked for; a resumed run must ask for the same
+metrics.jsonl    one line for each logged window of steps
+checkpoints/     the newest states, written whole or not at all
+result.json      the evaluation
+*.png            pictures
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import optax
+
+from jaxmeta.learner import Params
+
+_KEPT = 2
+
+
+class TrainState(NamedTuple):
+    """What training carries from step to step, and a checkpoint holds."""
+
+    params: Params
+    opt_state: optax.OptState
+
+
+def start_run(run_dir: Path, config: Mapping[str, Any], *, resume: bool) -> None:
+    """Creates a run folder, or checks that an existing one may go on.
+
+    Raises:
+        FileExistsError: the folder holds something and `resume` is False.
+        NotADirectoryError: a file is in the way.
+        PermissionError: the folder cannot be written.
+        ValueError: the folder's run was asked for with another configuration.
+    """
+    config = json.loads(json.dumps(config))
+    path = run_dir / "config.json"
+    if run_dir.exists() and not run_dir.is_dir():
+        raise NotADirectoryError(f"run folder {run_dir} is a file")
+    if run_dir.is_dir() and any(run_dir.iterdir()):
+        if not resume:
+            raise FileExistsError(f"run folder {run_dir} is not empty: resume it, or choose another")
+        if path.is_file():
+            _check_same(read_config(run_dir), config, run_dir)
+            return
+        if any(child.name != "config.json.part" for child in run_dir.iterdir()):
+            raise FileExistsError(f"run folder {run_dir} is not empty and holds no config.json: it is not a run")
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        write_json(path, {**config, "versions": versions()})
+    except OSError as error:
+        raise type(error)(f"run folder {run_dir} cannot be written: {error.strerror or error}") from error
+
+
+def _check_same(before: dict[str, Any], now: dict[str, Any], run_dir: Path) -> None:
+    before.pop("versions", None)
+    for name in sorted(before.keys() | now.keys()):
+        if before.get(name) != now.get(name):
+            raise ValueError(
+                f"run folder {run_dir} was started with {name}={before.get(name)!r}, which does not match "
+                f"{name}={now.get(name)!r}; resume with the same settings, or choose another folder"
+            )
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers depend on, and the kind of device."""
+    packages = ("jaxmeta", "jax", "flax", "optax")
+    return {**{name: version(name) for name in packages}, "backend": jax.default_backend()}
+
+
+def read_config(run_dir: Path) -> dict[str, Any]:
+    """What a run was asked for.
+
+    Raises:
+        FileNotFoundError: the folder is not a run's.
+        ValueError: its config.json is not JSON.
+    """
+    path = run_dir / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"no run at {run_dir}: want a folder with config.json, as training writes it")
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(value, indent=2) + "\n")
+    os.replace(part, path)
+
+
+def read_metrics(run_dir: Path, *, until: int) -> list[dict[str, Any]]:
+    """The logged windows up to a step, dropping later ones and a torn last line from the file."""
+    path = run_dir / "metrics.jsonl"
+    if not path.is_file():
+        return []
+    kept = []
+    for line in path.read_text().splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            kept.append(json.loads(line))
+    kept = [row for row in kept if row["step"] <= until]
+    part = path.with_name(path.name + ".part")
+    part.write_text("".join(json.dumps(row) + "\n" for row in kept))
+    os.replace(part, path)
+    return kept
+
+
+def append_metrics(run_dir: Path, row: Mapping[str, Any]) -> None:
+    """Adds one line to metrics.jsonl."""
+    with (run_dir / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+@contextlib.contextmanager
+def checkpointer(run_dir: Path) -> Iterator[Any]:
+    """The run's Orbax checkpointer, keeping the newest states."""
+    from orbax.checkpoint import v1 as ocp
+
+    policy = ocp.training.preservation_policies.LatestN(_KEPT)
+    always = ocp.training.save_decision_policies.FixedIntervalPolicy(1)
+    with ocp.training.Checkpointer(
+        (run_dir / "checkpoints").absolute(),
+        save_decision_policy=always,
+        preservation_policy=policy,
+        cleanup_tmp_directories=True,
+    ) as saver:
+        yield saver
+
+
+def load_latest(saver: Any, like: TrainState) -> tuple[int, TrainState] | None:
+    """The newest checkpoint's step and state, on the default device; None when there is none.
+
+    Raises:
+        ValueError: its arrays are not like those of `like`.
+    """
+    if saver.latest is None:
+        return None
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), like)
+    return saver.latest.step, saver.load(saver.latest.step, abstract)
+
+
+def load_params(
+    run_dir: str | os.PathLike[str], params: Params, optimizer: optax.GradientTransformation
+) -> tuple[Params, int]:
+    """Loads the meta-parameters of a run's newest checkpoint.
+
+    Args:
+        run_dir: the run's folder.
+        params: meta-parameters with the structure and shapes to expect, arrays or `jax.ShapeDtypeStruct`s, as
+            `jax.eval_shape(learner.init, key, episode)` gives.
+        optimizer: the outer optimiser of the run.
+
+    Returns:
+        `(params, step)`.
+
+    Raises:
+        FileNotFoundError: the folder holds no checkpoint.
+    """
+    path = Path(run_dir)
+    if not (path / "checkpoints").is_dir():
+        raise FileNotFoundError(f"no checkpoints at {path / 'checkpoints'}: the run has not reached its first")
+    with checkpointer(path) as saver:
+        found = load_latest(saver, TrainState(params, jax.eval_shape(optimizer.init, params)))
+    if found is None:
+        raise FileNotFoundError(f"no checkpoint in {path / 'checkpoints'}: the run has not reached its first")
+    step, state = found
+    return state.params, step
