@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import io
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -49,6 +50,8 @@ class Train:
     """Run folder. Default: runs/METHOD-DATASET-seedSEED."""
     resume: bool = False
     """Continue the run in the run folder, bit for bit."""
+    devices: int | None = None
+    """CPU devices to divide the tasks among. Default: $JAX_NUM_CPU_DEVICES, or one for each core."""
     data_dir: str | None = None
     """Where TensorFlow Datasets keeps Omniglot. Default: $TFDS_DATA_DIR or ~/tensorflow_datasets."""
 
@@ -82,6 +85,7 @@ class List:
 
 Command = Annotated[Train | Evaluate | List, tyro.conf.ConsolidateSubcommandArgs]
 
+_DESCRIPTION = "Meta-learning in JAX with exact second-order gradients."
 _USER_ERRORS = (ValueError, TypeError, OSError, FloatingPointError)
 
 
@@ -114,15 +118,11 @@ def _parse(args: Sequence[str] | None) -> Train | Evaluate | List:
     mistakes = io.StringIO()
     try:
         with contextlib.redirect_stderr(mistakes):
-            return tyro.cli(Command, prog="jaxmeta", description=_description(), args=args)  # pyright: ignore
+            return tyro.cli(Command, prog="jaxmeta", description=_DESCRIPTION, args=args)  # pyright: ignore
     except SystemExit as stop:
         if not stop.code:
             raise
         raise ValueError(_first_sentence(mistakes.getvalue())) from None
-
-
-def _description() -> str:
-    return "Meta-learning in JAX with exact second-order gradients."
 
 
 def _first_sentence(box: str) -> str:
@@ -139,7 +139,18 @@ def _first_sentence(box: str) -> str:
     return " ".join(body) + " (see jaxmeta --help)"
 
 
+def _use_cores(devices: int | None) -> None:
+    """Gives JAX a CPU device for each core, so that tasks run side by side; an accelerator is left as it is."""
+    import jax
+
+    if devices is not None and devices < 1:
+        raise ValueError(f"--devices must be 1 or more, but is {devices}")
+    if devices is not None or "JAX_NUM_CPU_DEVICES" not in os.environ:
+        jax.config.update("jax_num_cpu_devices", devices or len(os.sched_getaffinity(0)))
+
+
 def _train(command: Train) -> None:
+    _use_cores(command.devices)
     from jaxmeta import presets
     from jaxmeta.training import _plots, _run, evaluate, fit
 
@@ -187,6 +198,7 @@ def _train(command: Train) -> None:
 
 
 def _evaluate(command: Evaluate) -> None:
+    _use_cores(None)
     import jax
 
     from jaxmeta import presets

@@ -11,11 +11,14 @@ and the meta-gradient of a meta-batch of T tasks is the mean
     G = 1/T sum_t meta_grad(params, episode_t, key_t).
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec as P
 
 from jaxmeta._memory import peak_bytes
 from jaxmeta.episode import Batch, Episode
@@ -59,50 +62,94 @@ class MetaLearner(NamedTuple):
 
 
 def batch_meta_grad(
-    learner: MetaLearner, params: Params, episodes: Episode, key: jax.Array, *, chunk: int | None = None
+    learner: MetaLearner,
+    params: Params,
+    episodes: Episode,
+    key: jax.Array,
+    *,
+    chunk: int | None = None,
+    devices: int | None = None,
 ) -> tuple[Params, Metrics]:
     """Mean meta-gradient and metrics over a meta-batch of episodes.
 
-    Tasks are taken `chunk` at a time: `jax.vmap` inside a chunk, `jax.lax.scan` over chunks, with the
-    gradients summed inside the loop, so memory does not grow with the number of chunks. `chunk` changes
-    what the gradient costs, never what it is.
+    Tasks are divided among devices, and each device takes its own `chunk` at a time: `jax.vmap` inside a chunk,
+    `jax.lax.scan` over chunks, with the gradients summed inside the loop, so memory does not grow with the number
+    of chunks. `chunk` and `devices` change what the gradient costs, never what it is.
 
     Args:
         learner: the method.
         params: its meta-parameters.
         episodes: an `Episode` whose arrays carry a leading task axis: x `[tasks, n, ...]`.
         key: split into one key for each task.
-        chunk: tasks mapped at once; a divisor of the number of tasks. None chooses: on accelerators all
-            of them; on CPU as many as keep the chunk's live memory near 2 MiB, which is all of them for a
-            small MLP and one at a time for a convolutional network.
+        chunk: tasks that a device maps at once; a divisor of its share. None chooses: on accelerators all of
+            them; on CPU as many as keep the chunk's live memory near 2 MiB, which is all of them for a small MLP
+            and one at a time for a convolutional network.
+        devices: how many of `jax.devices()` to divide the tasks among; a divisor of their number. None for the
+            most that divide it.
 
     Returns:
         `(grads, metrics)`, each averaged over the tasks.
 
     Raises:
-        ValueError: the arrays of `episodes` disagree on the number of tasks, or `chunk` does not divide it.
+        ValueError: the arrays of `episodes` disagree on the number of tasks, or `chunk` or `devices` does not
+            divide what it must.
     """
     tasks = count_tasks(episodes)
-    keys = jax.random.split(key, tasks)
+    mesh = task_mesh(tasks, devices)
+    share = tasks // mesh.size
+    parts = (episodes, jax.random.split(key, tasks))
     if chunk is None:
-        chunk = choose_chunk(learner.meta_grad, tasks, (params,), (episodes, keys))
-    if chunk < 1 or tasks % chunk:
-        raise ValueError(f"chunk={chunk} must divide the number of tasks, which is {tasks}")
+        one = jax.eval_shape(lambda tree: jax.tree.map(lambda leaf: leaf[0], tree), parts)
+        chunk = choose_chunk(share, learner.meta_grad, params, *one)
+    if chunk < 1 or share % chunk:
+        raise ValueError(f"chunk={chunk} must divide the number of tasks on a device, which is {share}")
 
-    def chunk_sum(part: tuple[Episode, jax.Array]) -> tuple[Params, Metrics]:
+    def chunk_sum(params: Params, part: tuple[Episode, jax.Array]) -> tuple[Params, Metrics]:
         results = jax.vmap(learner.meta_grad, in_axes=(None, 0, 0))(params, *part)
         return jax.tree.map(lambda leaf: leaf.sum(0), results)
 
+    def share_mean(params: Params, parts: tuple[Episode, jax.Array]) -> tuple[Params, Metrics]:
+        total = _sum_over_chunks(functools.partial(chunk_sum, params), parts, chunk)
+        total = jax.lax.psum(total, "tasks") if mesh.size > 1 else total
+        return jax.tree.map(lambda leaf: leaf / tasks, total)
+
+    if mesh.size == 1:
+        return share_mean(params, parts)
+    # check_vma=False: with the check, the inner gradients of replicated parameters would be summed over devices.
+    return jax.shard_map(share_mean, mesh=mesh, in_specs=(P(), P("tasks")), out_specs=P(), check_vma=False)(
+        params, parts
+    )
+
+
+def _sum_over_chunks(chunk_sum: Callable[[Any], Any], parts: Any, chunk: int) -> Any:
+    """Sums `chunk_sum` over consecutive chunks of the leading axis, keeping one sum in memory."""
+    tasks = jax.tree.leaves(parts)[0].shape[0]
     if chunk == tasks:
-        total = chunk_sum((episodes, keys))
-    else:
-        parts = jax.tree.map(lambda leaf: leaf.reshape(tasks // chunk, chunk, *leaf.shape[1:]), (episodes, keys))
-        zeros = jax.tree.map(
-            lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
-            jax.eval_shape(chunk_sum, jax.tree.map(lambda leaf: leaf[0], parts)),
+        return chunk_sum(parts)
+    chunks = jax.tree.map(lambda leaf: leaf.reshape(tasks // chunk, chunk, *leaf.shape[1:]), parts)
+    like = jax.eval_shape(chunk_sum, jax.tree.map(lambda leaf: leaf[0], chunks))
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
+    return jax.lax.scan(lambda total, part: (jax.tree.map(jnp.add, total, chunk_sum(part)), None), zeros, chunks)[0]
+
+
+def task_mesh(tasks: int, devices: int | None = None) -> jax.sharding.Mesh:
+    """A mesh with one axis, `"tasks"`, to divide that many tasks over.
+
+    Args:
+        tasks: how many tasks there are.
+        devices: how many devices; None for the most of `jax.devices()` that divide `tasks`.
+
+    Raises:
+        ValueError: there are not that many devices, or they do not divide the tasks.
+    """
+    present = jax.devices()
+    if devices is None:
+        devices = max(size for size in range(1, len(present) + 1) if tasks % size == 0)
+    if not 1 <= devices <= len(present) or tasks % devices:
+        raise ValueError(
+            f"devices={devices} must divide the number of tasks, {tasks}, and be among the {len(present)} present"
         )
-        total, _ = jax.lax.scan(lambda acc, part: (jax.tree.map(jnp.add, acc, chunk_sum(part)), None), zeros, parts)
-    return jax.tree.map(lambda leaf: leaf / tasks, total)
+    return jax.sharding.Mesh(np.array(present[:devices]), ("tasks",))
 
 
 def count_tasks(episodes: Episode) -> int:
@@ -118,20 +165,18 @@ def count_tasks(episodes: Episode) -> int:
     return sizes.pop()
 
 
-def choose_chunk(fn: Callable[..., Any], tasks: int, shared: tuple[Any, ...], mapped: tuple[Any, ...]) -> int:
+def choose_chunk(tasks: int, fn: Callable[..., Any], *args: Any) -> int:
     """How many tasks to map at once: the rule behind `chunk=None`.
 
     Args:
-        fn: a function of one task, `fn(*shared, *one_task)`.
-        tasks: the length of the leading axis of `mapped`.
-        shared: arguments that all tasks share.
-        mapped: arguments with a leading task axis.
+        tasks: how many a device has in all.
+        fn: a function of one task.
+        *args: its arguments, arrays or `jax.ShapeDtypeStruct`s.
 
     Returns:
         A divisor of `tasks`: all of them on an accelerator, on CPU as many as fit the cache.
     """
     if jax.default_backend() != "cpu" or tasks == 1:
         return tasks
-    one = jax.eval_shape(lambda tree: jax.tree.map(lambda leaf: leaf[0], tree), mapped)
-    fitting = max(1, _CACHE_BYTES // peak_bytes(fn, *shared, *one))
+    fitting = max(1, _CACHE_BYTES // peak_bytes(fn, *args))
     return max(size for size in range(1, tasks + 1) if tasks % size == 0 and size <= fitting)

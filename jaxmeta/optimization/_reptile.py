@@ -18,7 +18,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from jaxmeta.episode import Batch, Episode, check_episode, concatenate
@@ -186,7 +185,7 @@ def keep_inner_state(optimizer: optax.GradientTransformation) -> optax.GradientT
 
 
 def _displacement(start: Any, end: Any, scale: float) -> Any:
-    return jax.tree.map(lambda a, b: (a - b) / jnp.asarray(scale, jnp.result_type(a, jnp.float32)), start, end)
+    return jax.tree.map(lambda a, b: (a - b) / scale, start, end)
 
 
 def _check(inner_lr: float, steps: int) -> None:

@@ -13,11 +13,13 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec as P
 
 from jaxmeta.episode import Episode, is_classification
-from jaxmeta.learner import MetaLearner, Params, choose_chunk
+from jaxmeta.learner import MetaLearner, Params, choose_chunk, task_mesh
 from jaxmeta.losses import score
 from jaxmeta.tasks import Source
+from jaxmeta.training._run import unbound
 
 QueryMode = Literal["transductive", "inductive"]
 
@@ -90,7 +92,7 @@ def evaluate(
         raise ValueError(f"episodes must be 2 or more for an interval, but is {episodes}")
     if query_mode not in get_args(QueryMode):
         raise ValueError(f"query_mode must be one of {get_args(QueryMode)}, but is {query_mode!r}")
-    digest, values = hashlib.sha256(), []
+    digest, values, params = hashlib.sha256(), [], unbound(params)
     keys = jax.random.split(jax.random.key(seed), episodes)
     for start in range(0, episodes, _BLOCK):
         block_keys = keys[start : start + _BLOCK]
@@ -144,12 +146,19 @@ def _scores(
 ) -> jax.Array:
     """The metric of each episode after each adaptation step, `[episodes, steps + 1]` (or `[episodes, 1]`)."""
 
-    def one(episode: Episode, key: jax.Array) -> jax.Array:
+    def one(params: Params, episode: Episode, key: jax.Array) -> jax.Array:
         path = _predictions(learner, query_mode, params, episode, key)
         return jax.vmap(lambda predictions: score(predictions, episode.query.y)[1])(path)
 
-    size = chunk or choose_chunk(one, len(keys), (), (block, keys))
-    return jax.lax.map(lambda item: one(*item), (block, keys), batch_size=size)
+    def share(params: Params, block: Episode, keys: jax.Array) -> jax.Array:
+        first = jax.tree.map(lambda leaf: leaf[0], (block, keys))
+        size = chunk or choose_chunk(len(keys), one, params, *first)
+        return jax.lax.map(lambda item: one(params, *item), (block, keys), batch_size=size)
+
+    mesh = task_mesh(len(keys))
+    specs = (P(), P("tasks"), P("tasks"))
+    divided = jax.shard_map(share, mesh=mesh, in_specs=specs, out_specs=P("tasks"), check_vma=False)
+    return divided(params, block, keys)
 
 
 def _predictions(

@@ -19,8 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxmeta.learner import MetaLearner, Params, batch_meta_grad
+from jaxmeta.learner import MetaLearner, Params, batch_meta_grad, task_mesh
 from jaxmeta.tasks import Source
 from jaxmeta.training import _run
 from jaxmeta.training._run import TrainState
@@ -55,6 +56,7 @@ def fit(
     log_every: int = 100,
     checkpoint_every: int = 1000,
     chunk: int | None = None,
+    devices: int | None = None,
     progress: bool = True,
 ) -> FitResult:
     """Meta-trains a learner on a distribution of tasks.
@@ -73,7 +75,8 @@ def fit(
         log_every: outer steps in one dispatch, and in one line of metrics.
         checkpoint_every: outer steps between checkpoints, a multiple of `log_every`. The last step is always
             saved.
-        chunk: tasks mapped at once; see `batch_meta_grad`.
+        chunk: tasks that a device maps at once; see `batch_meta_grad`.
+        devices: how many devices to divide the meta-batch among; see `batch_meta_grad`.
         progress: show a progress bar on standard error.
 
     Returns:
@@ -88,11 +91,17 @@ def fit(
     init_key, train_key = jax.random.split(jax.random.key(seed))
     if params is None:
         params = learner.init(init_key, jax.jit(source.sample)(source.data, init_key))
-    state = jax.tree.map(jnp.array, TrainState(params, optimizer.init(params)))
-    window = functools.partial(_train_window, learner, source.sample, optimizer, meta_batch, chunk)
-    run = functools.partial(_train, window, source.data, train_key, steps, log_every, meta_batch, progress)
+    everywhere = NamedSharding(task_mesh(meta_batch, devices), PartitionSpec())
+    state = TrainState(params, optimizer.init(params))
+    window = functools.partial(_train_window, learner, source.sample, optimizer, meta_batch, chunk, devices)
+    data = jax.device_put(source.data, everywhere)
+    run = functools.partial(_train, window, data, train_key, steps, log_every, meta_batch, progress)
+
+    def place(state: TrainState) -> TrainState:  # a copy, since the first window donates it
+        return jax.device_put(jax.tree.map(jnp.array, state), everywhere)
+
     if run_dir is None:
-        return run(state, 0, [], lambda step, state, row: None)
+        return run(place(state), 0, [], lambda step, state, row: None)
 
     run_dir = Path(run_dir)
     asked = {"steps": steps, "meta_batch": meta_batch, "seed": seed, "log_every": log_every}
@@ -106,7 +115,7 @@ def fit(
             if step % checkpoint_every == 0 or step == steps:
                 saver.save(step, state)
 
-        return run(state, start, history, keep)
+        return run(place(state), start, history, keep)
 
 
 def _train(
@@ -140,16 +149,17 @@ def _train(
             keep(step, state, row)
             bar.update(length)
             bar.set_postfix({name: f"{value:.4g}" for name, value in row.items() if name != "step"})
-    return FitResult(state.params, state.opt_state, history)
+    return FitResult(*_run.unbound(state), history)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5), donate_argnums=(6,))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5, 6), donate_argnums=(7,))
 def _train_window(
     learner: MetaLearner,
     sample: Callable[[Any, jax.Array], Any],
     optimizer: optax.GradientTransformation,
     meta_batch: int,
     chunk: int | None,
+    devices: int | None,
     length: int,
     state: TrainState,
     data: Any,
@@ -161,10 +171,10 @@ def _train_window(
     def outer_step(state: TrainState, step: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
         sample_key, grad_key = jax.random.split(jax.random.fold_in(key, step))
         episodes = jax.vmap(sample, in_axes=(None, 0))(data, jax.random.split(sample_key, meta_batch))
-        grads, metrics = batch_meta_grad(learner, state.params, episodes, grad_key, chunk=chunk)
+        grads, metrics = batch_meta_grad(learner, state.params, episodes, grad_key, chunk=chunk, devices=devices)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        return TrainState(params, opt_state), {**metrics, "grad_norm": optax.global_norm(grads)}
+        return TrainState(params, opt_state), {**metrics, "grad_norm": optax.tree.norm(grads)}
 
     return jax.lax.scan(outer_step, state, first + jnp.arange(length))
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from jaxmeta.learner import Params
@@ -136,7 +137,7 @@ def checkpointer(run_dir: Path) -> Iterator[Any]:
 
 
 def load_latest(saver: Any, like: TrainState) -> tuple[int, TrainState] | None:
-    """The newest checkpoint's step and state, on the default device; None when there is none.
+    """The newest checkpoint's step and state; None when there is none.
 
     Raises:
         ValueError: its arrays are not like those of `like`.
@@ -145,7 +146,13 @@ def load_latest(saver: Any, like: TrainState) -> tuple[int, TrainState] | None:
         return None
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), like)
-    return saver.latest.step, saver.load(saver.latest.step, abstract)
+    loaded = saver.load(saver.latest.step, abstract)
+    return saver.latest.step, unbound(loaded)
+
+
+def unbound(tree: Any) -> Any:
+    """A copy that is not bound to the devices it came from, and so goes where a computation wants it."""
+    return jax.tree.map(jnp.asarray, jax.device_get(tree))
 
 
 def load_params(

@@ -1,0 +1,41 @@
+"""Fixtures that several tests share."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import pytest
+from hypothesis import settings
+
+# Examples of these tests compile programs: time says nothing about them.
+settings.register_profile("jaxmeta", deadline=None, max_examples=25, derandomize=True)
+settings.load_profile("jaxmeta")
+
+# Two CPU devices: tasks are divided among them by default, as the command line does.
+jax.config.update("jax_num_cpu_devices", 2)
+
+
+@pytest.fixture
+def float64() -> Iterator[None]:
+    """Runs a test in double precision, for oracles to many digits."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture(scope="session")
+def tfds_dir() -> Path:
+    """The TFDS folder with the real Omniglot."""
+    folder = os.environ.get("TFDS_DATA_DIR")
+    if not folder or not (Path(folder) / "omniglot" / "3.0.0").is_dir():
+        pytest.skip(f"TFDS_DATA_DIR={folder!r} holds no prepared omniglot/3.0.0")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def official_archives() -> Path:
+    """A folder with Omniglot's two small official archives."""
+    folder = os.environ.get("OMNIGLOT_ARCHIVES")
+    if not folder or not (Path(folder) / "images_background_small1.zip").is_file():
+        pytest.skip(f"OMNIGLOT_ARCHIVES={folder!r} holds no official images_background_small1.zip")
+    return Path(folder)

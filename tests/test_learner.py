@@ -1,0 +1,106 @@
+"""The one place where tasks are mapped: every strategy gives the same numbers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from helpers import assert_trees_close, to_float64
+from jaxmeta import batch_meta_grad, losses, maml, nn, tasks
+from jaxmeta._memory import peak_bytes
+from jaxmeta.learner import choose_chunk, count_tasks
+
+LEARNER = maml(
+    nn.MLP((8, 8), 1, activation=jnp.tanh),
+    inner_optimizer=optax.sgd(0.05),
+    steps=2,
+    loss=losses.mean_squared_error,
+)
+SOURCE = tasks.sinusoid(shots=5)
+
+
+def problem(count: int):
+    episodes = jax.vmap(SOURCE.sample, (None, 0))((), jax.random.split(jax.random.key(0), count))
+    params = LEARNER.init(jax.random.key(1), jax.tree.map(lambda leaf: leaf[0], episodes))
+    return to_float64((params, episodes)) if jax.config.jax_enable_x64 else (params, episodes)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize(("chunk", "devices"), [(None, None), (1, 1), (2, 1), (3, 2), (1, 2), (6, 1)])
+def test_every_way_to_map_tasks_is_the_plain_loop(chunk, devices) -> None:
+    params, episodes = problem(6)
+    key = jax.random.key(2)
+    singles = [
+        LEARNER.meta_grad(params, jax.tree.map(lambda leaf, i=i: leaf[i], episodes), k)
+        for i, k in enumerate(jax.random.split(key, 6))
+    ]
+    expected = jax.tree.map(lambda *leaves: sum(leaves) / 6, *singles)
+    found = jax.jit(lambda p, e: batch_meta_grad(LEARNER, p, e, key, chunk=chunk, devices=devices))(params, episodes)
+    assert_trees_close(found, expected, rtol=1e-10, atol=1e-13)
+
+
+def test_memory_does_not_grow_with_the_number_of_tasks() -> None:
+    """The gradient is taken inside the loop: 32 tasks one at a time need what 4 do."""
+
+    def temp_bytes(count: int) -> int:
+        params, episodes = problem(count)
+        step = jax.jit(lambda p, e: batch_meta_grad(LEARNER, p, e, jax.random.key(0), chunk=1, devices=1))
+        return step.lower(params, episodes).compile().memory_analysis().temp_size_in_bytes
+
+    assert temp_bytes(32) <= temp_bytes(4) + 28 * 16  # the 28 more keys are 16 bytes each at most
+
+
+def test_small_models_are_mapped_whole_and_convolutions_one_by_one() -> None:
+    params, episodes = problem(24)
+    one = jax.tree.map(lambda leaf: leaf[0], episodes)
+    assert choose_chunk(24, LEARNER.meta_grad, params, one, jax.random.key(0)) == 24
+
+    conv = maml(nn.Conv4(5, pool="stride"), inner_optimizer=optax.sgd(0.4))
+    classes = tasks.from_arrays(np.zeros((10, 28, 28, 1), np.uint8), np.arange(10) % 5)
+    source = tasks.episodes(classes, ways=5, shots=1, queries=1)
+    episode = source.sample(source.data, jax.random.key(0))
+    shapes = jax.eval_shape(conv.init, jax.random.key(0), episode)
+    assert choose_chunk(32, conv.meta_grad, shapes, episode, jax.random.key(0)) == 1
+
+
+def test_the_memory_estimate_counts_what_is_alive() -> None:
+    x = jax.ShapeDtypeStruct((1024,), jnp.float32)
+
+    def chain(x):  # each intermediate dies at once
+        for _ in range(50):
+            x = jnp.sin(x)
+        return x
+
+    def fan(x):  # all intermediates live to the end
+        return sum(jnp.sin(x + i) for i in range(50))
+
+    assert 4096 <= peak_bytes(chain, x) <= 2 * 4096
+    assert peak_bytes(lambda x: jnp.stack([jnp.sin(x + i) for i in range(50)]), x) >= 100 * 4096
+    assert peak_bytes(fan, x) <= 4 * 4096
+    inside = peak_bytes(lambda x: jax.lax.scan(lambda c, _: (jnp.cumsum(jnp.outer(c, c), 0)[0], None), x, None, 3), x)
+    assert inside >= 2 * 1024 * 1024 * 4
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"chunk": 4}, "chunk=4 must divide the number of tasks on a device, which is 3"),
+        ({"chunk": 0}, "chunk=0 must divide"),
+        ({"devices": 4}, "devices=4 must divide the number of tasks, 6, and be among the 2 present"),
+        ({"devices": 0}, "devices=0 must divide"),
+    ],
+)
+def test_what_does_not_divide_is_named(kwargs, message: str) -> None:
+    params, episodes = problem(6)
+    with pytest.raises(ValueError, match=message):
+        batch_meta_grad(LEARNER, params, episodes, jax.random.key(0), **kwargs)
+
+
+def test_arrays_that_disagree_on_the_tasks_are_named() -> None:
+    params, episodes = problem(6)
+    broken = episodes._replace(query=jax.tree.map(lambda leaf: leaf[:5], episodes.query))
+    with pytest.raises(ValueError, match="episodes must share one leading task axis"):
+        batch_meta_grad(LEARNER, params, broken, jax.random.key(0))
+    with pytest.raises(ValueError, match="of length at least 1"):
+        count_tasks(jax.tree.map(lambda leaf: leaf[:0], episodes))
