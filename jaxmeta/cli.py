@@ -146,7 +146,13 @@ def _use_cores(devices: int | None) -> None:
     if devices is not None and devices < 1:
         raise ValueError(f"--devices must be 1 or more, but is {devices}")
     if devices is not None or "JAX_NUM_CPU_DEVICES" not in os.environ:
-        jax.config.update("jax_num_cpu_devices", devices or len(os.sched_getaffinity(0)))
+        with contextlib.suppress(RuntimeError):  # JAX already runs, in a notebook say: its devices are what they are
+            jax.config.update("jax_num_cpu_devices", devices or _cores())
+
+
+def _cores() -> int:
+    """The cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _train(command: Train) -> None:

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-
 from helpers import assert_trees_close, assert_trees_equal, regression_problem
+
 from jaxmeta import adapt, mask_by_path
 from jaxmeta.inner import merge, partition
 

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-
 from helpers import assert_trees_close, to_float64
+
 from jaxmeta import batch_meta_grad, losses, maml, nn, tasks
 from jaxmeta._memory import peak_bytes
 from jaxmeta.learner import choose_chunk, count_tasks

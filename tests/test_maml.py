@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-
 from helpers import (
     assert_trees_close,
     classification_problem,
@@ -16,6 +15,7 @@ from helpers import (
     stencil_derivative,
     to_float64,
 )
+
 from jaxmeta import Batch, Episode, adapt, fomaml, fomaml_grad, losses, maml, maml_grad, mask_by_path, nn
 
 PROBLEMS = {"mlp_mse": (regression_problem, 0.05, 1e-3), "conv4_cross_entropy": (classification_problem, 0.1, 1e-6)}

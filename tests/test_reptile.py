@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-
 from helpers import assert_trees_close, assert_trees_equal, regression_problem, to_float64
+
 from jaxmeta import Batch, Episode, batch_meta_grad, keep_inner_state, minibatches, nn, reptile, reptile_grad, tasks
 from jaxmeta.inner import minibatch_indices
 from jaxmeta.losses import mean_squared_error

@@ -1,0 +1,114 @@
+"""Evaluation over frozen episodes."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxmeta import Batch, Episode, MetaLearner, evaluate, losses, maml, nn, tasks
+
+GLYPHS = tasks.episodes(tasks.glyphs("test", classes=60, image_size=16), ways=5, shots=1, queries=3)
+LEARNER = maml(nn.MLP((16,), 5, norm=True), inner_optimizer=optax.sgd(1.0), steps=1, eval_steps=3)
+PARAMS = LEARNER.init(jax.random.key(0), GLYPHS.sample(GLYPHS.data, jax.random.key(0)))
+
+
+def nearest(params, support: Batch, query_x, key):
+    """The support label of the nearest support image, as logits."""
+    distance = jnp.sum((query_x[:, None] - support.x[None]) ** 2, axis=(2, 3, 4))
+    return jax.nn.one_hot(support.y[jnp.argmin(distance, 1)], 5)
+
+
+NEAREST = MetaLearner(lambda key, episode: (), lambda *_: ((), {}), nearest)
+
+
+def test_mean_and_interval_are_those_of_the_episodes() -> None:
+    found = evaluate(NEAREST, (), GLYPHS, episodes=70, seed=3)
+    scores = []
+    for key in jax.random.split(jax.random.key(3), 70):
+        support, query = GLYPHS.sample(GLYPHS.data, key)
+        scores.append(float(losses.accuracy(nearest((), support, query.x, key), query.y)))
+    assert found.metric == "accuracy"
+    np.testing.assert_allclose(found.values, scores, rtol=1e-6)
+    assert found.mean == pytest.approx(np.mean(scores))
+    assert found.interval == pytest.approx(1.96 * np.std(scores, ddof=1) / np.sqrt(70))
+    assert found.by_step is None
+
+
+def test_the_list_of_episodes_is_frozen_by_its_seed_and_named_by_its_hash() -> None:
+    first, again = (evaluate(NEAREST, (), GLYPHS, episodes=20, seed=1) for _ in range(2))
+    other = evaluate(LEARNER, PARAMS, GLYPHS, episodes=20, seed=1)
+    assert first.episode_hash == again.episode_hash == other.episode_hash
+    assert len(first.episode_hash) == 64
+    assert evaluate(NEAREST, (), GLYPHS, episodes=20, seed=2).episode_hash != first.episode_hash
+    assert evaluate(NEAREST, (), GLYPHS, episodes=21, seed=1).episode_hash != first.episode_hash
+
+
+def test_values_after_each_step_end_in_the_result() -> None:
+    found = evaluate(LEARNER, PARAMS, GLYPHS, episodes=20)
+    assert found.by_step is not None
+    assert len(found.by_step) == 4
+    assert found.by_step[-1] == (found.mean, found.interval)
+    assert found.by_step[0][0] < 0.4 < found.by_step[-1][0]
+
+
+def test_the_summary_is_json_and_says_how() -> None:
+    found = evaluate(LEARNER, PARAMS, GLYPHS, episodes=5, seed=9, query_mode="inductive").summary()
+    assert json.loads(json.dumps(found)) == json.loads(json.dumps(found))
+    assert (found["query_mode"], found["seed"], found["episodes"]) == ("inductive", 9, 5)
+    assert found["source"]["name"] == "glyphs"
+    assert "values" not in found
+
+
+def test_modes_differ_where_the_batch_matters_and_only_there() -> None:
+    scores = {mode: evaluate(LEARNER, PARAMS, GLYPHS, episodes=40, query_mode=mode).values for mode in MODES}
+    assert not np.array_equal(scores["transductive"], scores["inductive"]), "batch normalisation mixes the queries"
+    scores = {mode: evaluate(NEAREST, (), GLYPHS, episodes=40, query_mode=mode).values for mode in MODES}
+    np.testing.assert_array_equal(scores["transductive"], scores["inductive"])
+
+
+MODES = ("transductive", "inductive")
+
+
+def test_chunks_do_not_change_the_result() -> None:
+    whole, ones = (evaluate(LEARNER, PARAMS, GLYPHS, episodes=10, chunk=chunk).values for chunk in (5, 1))
+    np.testing.assert_allclose(whole, ones, atol=1e-6)
+
+
+def test_regression_is_judged_by_squared_error() -> None:
+    zero = MetaLearner(lambda key, episode: (), lambda *_: ((), {}), lambda p, s, x, k: jnp.zeros_like(x))
+    found = evaluate(zero, (), tasks.sinusoid(shots=50), episodes=600)
+    assert found.metric == "mse"
+    assert abs(found.mean - 4.2517) < 2 * found.interval
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"episodes": 1}, "episodes must be 2 or more for an interval, but is 1"),
+        ({"query_mode": "both"}, "query_mode must be one of"),
+        ({"source": tasks.episodes(tasks.glyphs("test", classes=60), ways=5, shots=1, queries=0)}, "have no queries"),
+    ],
+)
+def test_bad_arguments_are_named(kwargs, message: str) -> None:
+    arguments = {"source": GLYPHS, **kwargs}
+    with pytest.raises(ValueError, match=message):
+        evaluate(NEAREST, (), arguments.pop("source"), **arguments)
+
+
+def test_divergence_is_told_and_not_averaged() -> None:
+    wild = maml(nn.MLP((16,), 1), inner_optimizer=optax.sgd(1e6), steps=9, loss=losses.mean_squared_error)
+    source = tasks.sinusoid(shots=5)
+    params = wild.init(jax.random.key(0), source.sample((), jax.random.key(0)))
+    with pytest.raises(FloatingPointError, match=r"mse is (nan|inf) on episode 0 after adaptation step \d"):
+        evaluate(wild, params, source, episodes=5)
+
+
+def test_an_episode_without_a_support_set_of_its_shape_is_named() -> None:
+    broken = GLYPHS._replace(
+        sample=lambda data, key: Episode(GLYPHS.sample(data, key).support, Batch(jnp.zeros((2, 3)), jnp.zeros(3, int)))
+    )
+    with pytest.raises(ValueError, match="query.x holds 2 examples, but query.y holds 3 targets"):
+        LEARNER.meta_grad(PARAMS, broken.sample(GLYPHS.data, jax.random.key(0)), jax.random.key(0))

@@ -1,0 +1,207 @@
+"""Training: it is what a hand-written loop does, it survives a kill, it stops at NaN, it keeps its folder."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from helpers import assert_trees_close, assert_trees_equal
+
+from jaxmeta import Episode, MetaLearner, batch_meta_grad, fit, losses, maml, nn, tasks
+from jaxmeta.training import load_params
+
+LEARNER = maml(nn.MLP((8,), 1, activation=jnp.tanh), inner_optimizer=optax.sgd(0.02), loss=losses.mean_squared_error)
+SOURCE = tasks.sinusoid(shots=5)
+OPTIMIZER = optax.adam(1e-2)
+
+
+def train(**kwargs):
+    return fit(LEARNER, SOURCE, OPTIMIZER, **{"meta_batch": 4, "log_every": 5, "progress": False, **kwargs})
+
+
+def test_fit_is_the_hand_written_loop() -> None:
+    init_key, train_key = jax.random.split(jax.random.key(7))
+    params = LEARNER.init(init_key, SOURCE.sample((), init_key))
+    state, seen = OPTIMIZER.init(params), []
+    for i in range(10):
+        sample_key, grad_key = jax.random.split(jax.random.fold_in(train_key, i))
+        episodes = jax.vmap(SOURCE.sample, (None, 0))((), jax.random.split(sample_key, 4))
+        grads, metrics = batch_meta_grad(LEARNER, params, episodes, grad_key, devices=1)
+        updates, state = OPTIMIZER.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+        seen.append(float(metrics["loss"]))
+    result = train(steps=10, seed=7)
+    assert_trees_close(result.params, params, rtol=1e-4, atol=1e-5)
+    assert [row["step"] for row in result.history] == [5, 10]
+    np.testing.assert_allclose([row["loss"] for row in result.history], np.reshape(seen, (2, 5)).mean(1), rtol=1e-5)
+
+
+def test_devices_and_chunks_give_the_same_training() -> None:
+    one, two = (train(steps=5, devices=d, chunk=c) for d, c in ((1, 1), (2, 2)))
+    assert_trees_close(one.params, two.params, rtol=1e-4, atol=1e-6)
+
+
+def test_given_parameters_are_where_it_starts_and_are_left_alone() -> None:
+    params = LEARNER.init(jax.random.key(3), SOURCE.sample((), jax.random.key(3)))
+    before = jax.tree.map(np.asarray, params)
+    result = fit(LEARNER, SOURCE, optax.sgd(0.0), steps=2, params=params, log_every=1, progress=False)
+    assert_trees_close(result.params, before, rtol=0)
+    assert_trees_equal(params, before)
+
+
+def test_a_run_folder_holds_what_it_should_and_resumes_exactly(tmp_path: Path) -> None:
+    whole = train(steps=20, checkpoint_every=10, run_dir=tmp_path / "whole")
+    assert sorted(path.name for path in (tmp_path / "whole").iterdir()) == [
+        "checkpoints",
+        "config.json",
+        "metrics.jsonl",
+    ]
+    rows = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    assert rows == whole.history
+    config = json.loads((tmp_path / "whole" / "config.json").read_text())
+    assert config["fit"]["steps"] == 20
+    assert config["source"]["name"] == "sinusoid"
+    assert config["versions"]["jax"] == jax.__version__
+
+    # A finished run resumes to itself, from its last checkpoint.
+    again = train(steps=20, checkpoint_every=10, run_dir=tmp_path / "whole", resume=True)
+    assert_trees_equal(again.params, whole.params)
+    assert again.history == whole.history
+    params, step = load_params(tmp_path / "whole", jax.eval_shape(lambda: whole.params), OPTIMIZER)
+    assert step == 20
+    assert_trees_equal(params, whole.params)
+
+
+KILLED = """
+import sys, jax
+jax.config.update("jax_num_cpu_devices", 2)
+sys.path.insert(0, sys.argv[1])
+from test_fit import train
+train(steps=300, log_every=5, checkpoint_every=5, run_dir=sys.argv[2], resume=True)
+"""
+
+
+def test_a_killed_run_continues_bit_for_bit(tmp_path: Path) -> None:
+    """`kill -9`, three times, at moments that fall where they may; then the run is let finish."""
+    run_dir = tmp_path / "killed"
+    words = [sys.executable, "-c", KILLED, str(Path(__file__).parent), str(run_dir)]
+    rng, reached = np.random.default_rng(), []
+    for _ in range(3):
+        before = lines(run_dir)
+        process = subprocess.Popen(words, stderr=subprocess.PIPE)
+        deadline = time.monotonic() + 120
+        while lines(run_dir) < before + 3 and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0, 0.05))
+        process.send_signal(signal.SIGKILL)
+        _, errors = process.communicate()
+        assert process.returncode == -signal.SIGKILL, errors.decode()
+        reached.append(lines(run_dir))
+    with (run_dir / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 9')  # a line that the kill tore
+    result = train(steps=300, checkpoint_every=5, run_dir=run_dir, resume=True)
+    whole = train(steps=300, checkpoint_every=5)
+    assert 0 < reached[-1] < 60, f"the kills should fall inside the run, but it had logged {reached} windows"
+    assert_trees_equal(result.params, whole.params)
+    assert_trees_equal(result.opt_state, whole.opt_state)
+    timeless = [
+        [{k: v for k, v in row.items() if k != "tasks_per_second"} for row in r.history] for r in (result, whole)
+    ]
+    assert timeless[0] == timeless[1]
+    assert lines(run_dir) == 60
+
+
+def lines(run_dir: Path) -> int:
+    path = run_dir / "metrics.jsonl"
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def test_a_folder_is_never_overwritten(tmp_path: Path) -> None:
+    train(steps=5, run_dir=tmp_path / "run")
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    with pytest.raises(FileExistsError, match="is not empty: resume it, or choose another"):
+        train(steps=5, run_dir=tmp_path / "run")
+    with pytest.raises(ValueError, match=r"was started with fit=.*'seed': 0.*resume with the same settings"):
+        train(steps=5, seed=1, run_dir=tmp_path / "run", resume=True)
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").write_text("years of work")
+    with pytest.raises(FileExistsError, match="holds no config.json: it is not a run"):
+        train(steps=5, run_dir=tmp_path / "other", resume=True)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NotADirectoryError, match="is a file"):
+        train(steps=5, run_dir=tmp_path / "file")
+    with pytest.raises(OSError, match=r"run folder /proc/run cannot be written"):
+        train(steps=5, run_dir="/proc/run")
+
+
+def breaking_at(step: int) -> MetaLearner:
+    """A learner whose gradient is 1 until its parameter has taken `step - 1` steps of size 1, and then NaN."""
+
+    def meta_grad(params, episode: Episode, key):
+        broken = params <= -(step - 1) + 0.5
+        return jnp.where(broken, jnp.nan, 1.0), {"loss": jnp.where(broken, jnp.nan, params)}
+
+    return MetaLearner(lambda key, episode: jnp.array(0.0), meta_grad, lambda *_: jnp.array(0.0))
+
+
+def test_nan_stops_with_the_step_and_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(FloatingPointError, match="outer step 13: grad_norm=nan, loss=nan. Try a smaller"):
+        fit(
+            breaking_at(13),
+            SOURCE,
+            optax.sgd(1.0),
+            steps=20,
+            log_every=5,
+            checkpoint_every=5,
+            run_dir=tmp_path,
+            progress=False,
+        )
+    params, step = load_params(tmp_path, jnp.array(0.0), optax.sgd(1.0))
+    assert (float(params), step) == (-10.0, 10)
+    assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [5, 10]
+
+
+def test_steps_that_are_no_multiple_of_the_window(tmp_path: Path) -> None:
+    result = train(steps=7, run_dir=tmp_path)
+    assert [row["step"] for row in result.history] == [5, 7]
+    assert load_params(tmp_path, result.params, OPTIMIZER)[1] == 7
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"steps": 0}, "steps must be 1 or more, but is 0"),
+        ({"steps": 1, "meta_batch": 0}, "meta_batch must be 1 or more, but is 0"),
+        ({"steps": 1, "log_every": 0}, "log_every must be 1 or more"),
+        ({"steps": 1, "checkpoint_every": 7}, "checkpoint_every=7 must be a multiple of log_every=5"),
+    ],
+)
+def test_bad_numbers_are_named(kwargs, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        train(**kwargs)
+
+
+def test_runs_that_are_not_there_are_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="the run has not reached its first"):
+        load_params(tmp_path, jnp.array(0.0), OPTIMIZER)
+
+
+def test_the_data_set_is_not_compiled_into_the_training_step() -> None:
+    from jaxmeta.training._fit import TrainState, _train_window
+
+    source = tasks.episodes(tasks.glyphs("train", classes=100, image_size=16), ways=5, shots=1, queries=1)
+    learner = maml(nn.MLP((4,), 5), inner_optimizer=optax.sgd(0.1))
+    params = learner.init(jax.random.key(0), source.sample(source.data, jax.random.key(0)))
+    state = TrainState(params, OPTIMIZER.init(params))
+    lowered = _train_window.lower(
+        learner, source.sample, OPTIMIZER, 2, None, None, 3, state, source.data, jax.random.key(0), 0
+    )
+    assert len(lowered.as_text()) < source.data[0].size

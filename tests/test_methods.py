@@ -1,0 +1,183 @@
+"""One table of methods, and what must hold for each of them. A new method is a new row."""
+
+import functools
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from helpers import assert_trees_close, assert_trees_equal
+
+from jaxmeta import (
+    MetaLearner,
+    batch_meta_grad,
+    evaluate,
+    fit,
+    fomaml,
+    keep_inner_state,
+    losses,
+    maml,
+    nn,
+    reptile,
+    tasks,
+)
+
+WAYS = 5
+GLYPHS = tasks.episodes(
+    tasks.glyphs("train", classes=60, image_size=8), ways=WAYS, shots=1, queries=2, rotations="per_class"
+)
+SINUSOID = tasks.sinusoid(shots=5, queries=5)
+
+
+class Row(NamedTuple):
+    name: str
+    learner: MetaLearner
+    source: tasks.Source
+    optimizer: optax.GradientTransformation
+    # Share of the loss that 200 outer steps of 4 tasks must at least take away. Modest: the nets are tiny.
+    learns: float = 0.1
+
+
+CLASSIFIER = nn.MLP((16,), WAYS, norm=True)
+REGRESSOR = nn.MLP((16, 16), 1, activation=jnp.tanh)
+METHODS = [
+    Row("maml", maml(CLASSIFIER, inner_optimizer=optax.sgd(0.3), steps=2), GLYPHS, optax.adam(1e-2)),
+    Row("fomaml", fomaml(CLASSIFIER, inner_optimizer=optax.sgd(0.3), steps=2), GLYPHS, optax.adam(1e-2)),
+    Row(
+        "maml_regression",
+        maml(REGRESSOR, inner_optimizer=optax.sgd(0.02), steps=2, loss=losses.mean_squared_error),
+        SINUSOID,
+        optax.adam(1e-2),
+    ),
+    Row(
+        "reptile",
+        reptile(
+            CLASSIFIER,
+            inner_optimizer=optax.adam(1e-2, b1=0.0),
+            inner_lr=1e-2,
+            steps=4,
+            batch_size=6,
+            persistent=True,
+        ),
+        GLYPHS,
+        keep_inner_state(optax.sgd(0.5e-2)),
+    ),
+    Row(
+        "reptile_regression",
+        reptile(
+            REGRESSOR,
+            inner_optimizer=optax.sgd(0.02),
+            inner_lr=0.02,
+            steps=4,
+            loss=losses.mean_squared_error,
+        ),
+        SINUSOID,
+        optax.sgd(0.01),
+    ),
+]
+
+
+@pytest.fixture(params=METHODS, ids=lambda row: row.name)
+def row(request: pytest.FixtureRequest) -> Row:
+    return request.param
+
+
+def problem(row: Row, count: int = 4):
+    keys = jax.random.split(jax.random.key(0), count)
+    episodes = jax.vmap(row.source.sample, (None, 0))(row.source.data, keys)
+    params = row.learner.init(jax.random.key(1), jax.tree.map(lambda leaf: leaf[0], episodes))
+    return params, episodes
+
+
+def test_gradients_have_the_structure_of_the_parameters_and_are_finite(row: Row) -> None:
+    params, episodes = problem(row)
+    grads, metrics = jax.jit(lambda p, e: batch_meta_grad(row.learner, p, e, jax.random.key(2)))(params, episodes)
+    chex.assert_trees_all_equal_shapes(grads, params)
+    chex.assert_tree_all_finite((grads, metrics))
+    assert "loss" in metrics
+    assert all(value.shape == () for value in metrics.values())
+
+
+def test_jit_is_eager(row: Row) -> None:
+    params, episodes = problem(row, 1)
+    episode, key = jax.tree.map(lambda leaf: leaf[0], episodes), jax.random.key(2)
+    eager = row.learner.meta_grad(params, episode, key)
+    assert_trees_close(jax.jit(row.learner.meta_grad)(params, episode, key), eager, rtol=5e-3, atol=2e-4)
+
+
+def test_vmap_is_the_loop(row: Row) -> None:
+    params, episodes = problem(row)
+    one = jax.jit(row.learner.meta_grad)
+    singles = [
+        one(params, jax.tree.map(lambda leaf, i=i: leaf[i], episodes), key)
+        for i, key in enumerate(jax.random.split(jax.random.key(2), 4))
+    ]
+    looped = jax.tree.map(lambda *leaves: sum(leaves) / 4, *singles)
+    for chunk, devices in ((4, 1), (1, 2)):
+        step = functools.partial(batch_meta_grad, row.learner, chunk=chunk, devices=devices)
+        assert_trees_close(jax.jit(step)(params, episodes, jax.random.key(2)), looped, rtol=5e-3, atol=2e-4)
+
+
+def test_the_key_decides(row: Row) -> None:
+    params, episodes = problem(row)
+    step = jax.jit(lambda key: batch_meta_grad(row.learner, params, episodes, key))
+    assert_trees_equal(step(jax.random.key(5)), step(jax.random.key(5)))
+
+
+def test_one_trace_serves_all_steps(row: Row) -> None:
+    chex.clear_trace_counter()
+    params, episodes = problem(row)
+
+    @jax.jit
+    @chex.assert_max_traces(n=1)
+    def step(params, state, key):
+        grads, _ = batch_meta_grad(row.learner, params, episodes, key, devices=1)
+        updates, state = row.optimizer.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    state = row.optimizer.init(params)
+    for i in range(3):
+        params, state = step(params, state, jax.random.key(i))
+
+
+def test_predictions_fit_the_task_and_end_the_path(row: Row) -> None:
+    params, episodes = problem(row, 1)
+    support, query = jax.tree.map(lambda leaf: leaf[0], episodes)
+    predictions = jax.jit(row.learner.predict)(params, support, query.x, jax.random.key(0))
+    assert predictions.shape == ((len(query.x), WAYS) if row.source is GLYPHS else query.y.shape)
+    if row.learner.predict_path is not None:
+        path = jax.jit(row.learner.predict_path)(params, support, query.x, jax.random.key(0))
+        np.testing.assert_allclose(path[-1], predictions, rtol=5e-3, atol=1e-4)
+
+
+def test_inductive_predictions_do_not_depend_on_the_company(row: Row) -> None:
+    """A query judged alone scores as it does among others; transductively, batch normalisation lets them mix."""
+    params, _ = problem(row, 1)
+    small = row.source._replace(sample=lambda data, key: keep_queries(row.source.sample(data, key), 1))
+    whole = evaluate_each(row, params, row.source)
+    alone = evaluate_each(row, params, small)
+    np.testing.assert_allclose(whole[:, :1], alone, rtol=1e-3, atol=1e-4)
+
+
+def keep_queries(episode, count: int):
+    return episode._replace(query=jax.tree.map(lambda leaf: leaf[:count], episode.query))
+
+
+def evaluate_each(row: Row, params, source) -> np.ndarray:
+    from jaxmeta.training._evaluate import _predictions
+
+    episode = source.sample(source.data, jax.random.key(3))
+    path = jax.jit(lambda p: _predictions(row.learner, "inductive", p, episode, jax.random.key(0)))(params)
+    return np.asarray(path)
+
+
+def test_it_learns(row: Row) -> None:
+    result = fit(row.learner, row.source, row.optimizer, steps=200, meta_batch=4, seed=1, log_every=20, progress=False)
+    first, last = (np.mean([w["loss"] for w in part]) for part in (result.history[:1], result.history[-3:]))
+    assert last < (1 - row.learns) * first
+    before = row.learner.init(jax.random.key(0), jax.jit(row.source.sample)(row.source.data, jax.random.key(0)))
+    scores = [evaluate(row.learner, p, row.source, episodes=50).mean for p in (before, result.params)]
+    assert scores[1] > scores[0] + 0.05 if row.source is GLYPHS else scores[1] < scores[0]

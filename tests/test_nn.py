@@ -1,0 +1,178 @@
+"""Networks against parameter counts, and building blocks against JAX's and Flax's own."""
+
+import itertools
+
+import chex
+import flax.linen as fnn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import assert_trees_close
+
+from jaxmeta import nn
+
+
+def count(model, shape) -> int:
+    params = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((2, *shape), jnp.float32))
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "expected"),
+    [
+        (nn.MLP((40, 40), 1), (1,), 1_761),
+        (nn.MLP((64, 64), 1, activation=jnp.tanh), (1,), 4_353),
+        (nn.Conv4(5, pool="stride", readout="mean", norm_scale=False), (28, 28, 1), 112_005),
+        (nn.Conv4(20, pool="stride", readout="mean", norm_scale=False), (28, 28, 1), 112_980),
+        (nn.Conv4(5, pool="stride", readout="mean"), (28, 28, 1), 112_261),
+        (nn.Conv4(5, pool="stride", readout="flatten"), (28, 28, 1), 113_221),
+        (nn.Conv4(20, pool="stride", readout="flatten"), (28, 28, 1), 117_076),
+        (nn.Conv4(None), (28, 28, 1), 111_936),
+        (nn.Conv4(None), (84, 84, 3), 113_088),
+        (nn.Conv4(5, features=32, norm_scale=False), (84, 84, 3), 32_773),
+        (nn.Conv4(5, features=32), (84, 84, 3), 32_901),
+    ],
+)
+def test_parameter_counts_are_the_papers(model, shape, expected: int) -> None:
+    assert count(model, shape) == expected
+
+
+@pytest.mark.parametrize(("shape", "width"), [((28, 28, 1), 64), ((84, 84, 3), 1600)])
+def test_the_embedding_of_prototypical_networks_has_its_width(shape, width: int) -> None:
+    out = jax.eval_shape(lambda x: nn.Conv4(None).init_with_output(jax.random.key(0), x)[0], jnp.zeros((2, *shape)))
+    assert out.shape == (2, width)
+
+
+def test_conv4_halves_images_as_published() -> None:
+    x = jnp.zeros((2, 28, 28, 1))
+    for pool, sizes in (("stride", [14, 7, 4, 2]), ("max", [28, 14, 7, 3])):
+        _, state = jax.eval_shape(
+            lambda x, pool=pool: nn.Conv4(None, pool=pool).init_with_output(
+                jax.random.key(0), x, capture_intermediates=True, mutable=True
+            ),
+            x,
+        )
+        convs = [state["intermediates"][f"conv_{i}"]["__call__"][0].shape[1] for i in range(4)]
+        assert convs == sizes
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize(
+    ("strides", "padding", "dilation"),
+    list(itertools.product([(1, 1), (2, 2), (2, 1)], ["SAME", "VALID", ((1, 0), (2, 3))], [None, (2, 1)])),
+)
+def test_convolution_has_the_values_and_derivatives_of_jax(strides, padding, dilation) -> None:
+    rng = np.random.default_rng(0)
+    x, w = jnp.asarray(rng.normal(size=(2, 7, 6, 3))), jnp.asarray(rng.normal(size=(3, 2, 3, 4)))
+    layout = ("NHWC", "HWIO", "NHWC")
+
+    def total(conv):
+        def f(x, w):
+            y = conv(x, w, strides, padding, rhs_dilation=dilation, dimension_numbers=layout)
+            return jnp.sum(jnp.sin(y)), y
+
+        grads = jax.grad(lambda x, w: f(x, w)[0], (0, 1))
+        direction = (jnp.cos(x), jnp.sin(w))
+        return f(x, w)[1], grads(x, w), jax.jvp(grads, (x, w), direction)[1]
+
+    assert_trees_close(total(nn.conv_general_dilated), total(jax.lax.conv_general_dilated), rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"feature_group_count": 3, "kernel": (3, 3, 1, 6)},
+        {"lhs_dilation": (2, 2), "kernel": (3, 3, 3, 4)},
+        {"dimension_numbers": ("NCHW", "OIHW", "NCHW"), "kernel": (4, 7, 3, 3)},
+    ],
+)
+def test_other_convolutions_fall_back(kwargs) -> None:
+    rng = np.random.default_rng(0)
+    kernel = jnp.asarray(rng.normal(size=kwargs.pop("kernel")), jnp.float32)
+    x = jnp.asarray(rng.normal(size=(2, 7, 6, 3)), jnp.float32)
+    arguments = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), **kwargs}
+    here = nn.conv_general_dilated(x, kernel, (1, 1), ((1, 1), (1, 1)), **arguments)
+    theirs = jax.lax.conv_general_dilated(x, kernel, (1, 1), ((1, 1), (1, 1)), **arguments)
+    np.testing.assert_array_equal(here, theirs)
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_flax_convolutions_keep_their_parameters_and_outputs(dims: int) -> None:
+    x = jax.random.normal(jax.random.key(0), (2, *(5,) * dims, 3))
+    ours = fnn.Conv(4, (3,) * dims, conv_general_dilated=nn.conv_general_dilated)
+    theirs = fnn.Conv(4, (3,) * dims)
+    params = ours.init(jax.random.key(1), x)
+    chex.assert_trees_all_equal(params, theirs.init(jax.random.key(1), x))
+    np.testing.assert_allclose(ours.apply(params, x), theirs.apply(params, x), rtol=1e-4, atol=1e-5)
+
+
+def test_per_task_weights_compile_to_no_grouped_convolution() -> None:
+    model = nn.Conv4(5, features=4)
+    x = jnp.zeros((3, 2, 16, 16, 1))
+    params = jax.vmap(model.init)(jax.random.split(jax.random.key(0), 3), x)
+    gradient = jax.vmap(jax.grad(lambda p, x: model.apply(p, x).sum()))
+    program = jax.jit(gradient).lower(params, x).as_text()
+    assert "convolution" not in program
+    assert "select_and_scatter" not in program
+    assert "reduce_window" not in program
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("size", [6, 7])
+def test_max_pool_has_the_values_and_derivatives_of_flax(size: int) -> None:
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(np.round(rng.normal(size=(2, size, size, 3)), 1))  # rounded, so that there are ties
+
+    def derivatives(pool):
+        f = lambda x: jnp.sum(jnp.sin(pool(x, (2, 2), (2, 2))))  # noqa: E731
+        return pool(x, (2, 2), (2, 2)), jax.grad(f)(x), jax.jvp(jax.grad(f), (x,), (jnp.cos(x),))[1]
+
+    assert_trees_close(derivatives(nn.max_pool), derivatives(fnn.max_pool), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("window", "strides", "padding"), [((3, 3), (2, 2), "VALID"), ((2, 2), (2, 2), "SAME"), ((2, 2), None, "SAME")]
+)
+def test_other_poolings_fall_back(window, strides, padding: str) -> None:
+    x = jax.random.normal(jax.random.key(0), (2, 7, 7, 3))
+    theirs = fnn.max_pool(x, window, strides=strides, padding=padding)
+    np.testing.assert_array_equal(nn.max_pool(x, window, strides, padding), theirs)
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_max_pool_does_not_hide_nan(place: int) -> None:
+    x = jnp.arange(4.0).at[place].set(jnp.nan).reshape(1, 2, 2, 1)
+    assert jnp.isnan(nn.max_pool(x, (2, 2), (2, 2))).all()
+
+
+def test_batch_norm_is_flaxs_on_the_batch_at_hand() -> None:
+    x = 3.0 + 2.0 * jax.random.normal(jax.random.key(0), (4, 5, 5, 3))
+    theirs = fnn.BatchNorm(use_running_average=False, epsilon=1e-3)
+    variables = theirs.init(jax.random.key(0), x)
+    expected, _ = theirs.apply(variables, x, mutable=["batch_stats"])
+    found = nn.BatchNorm().apply({"params": variables["params"]}, x)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_batch_norm_of_a_constant_channel_is_finite_twice_over() -> None:
+    norm = nn.BatchNorm(use_scale=False)
+    x = jnp.ones((4, 2))
+    params = norm.init(jax.random.key(0), x)
+    gradient = jax.grad(lambda x: jnp.sum(norm.apply(params, x) ** 3))
+    chex.assert_tree_all_finite(jax.jvp(gradient, (x,), (x,)))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: nn.Conv4(5, pool="mean").init(jax.random.key(0), jnp.zeros((1, 28, 28, 1))), 'pool must be "max" or'),
+        (lambda: nn.Conv4(5, readout="x").init(jax.random.key(0), jnp.zeros((1, 28, 28, 1))), "readout must be"),
+        (lambda: nn.Conv4(5).init(jax.random.key(0), jnp.zeros((1, 784))), r"x must hold images .* shape \(1, 784\)"),
+        (lambda: nn.Conv4(5).init(jax.random.key(0), jnp.zeros((1, 12, 12, 1))), "at least 16x16"),
+        (lambda: nn.max_pool(jnp.zeros((1, 4, 4, 1)), (2,)), "window_shape and strides want 2 entries"),
+    ],
+)
+def test_bad_input_is_named(make, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()

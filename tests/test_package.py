@@ -1,0 +1,70 @@
+"""The package as a whole: what importing it costs, and that its documents tell the truth."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import jaxmeta
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_importing_jaxmeta_does_not_import_what_training_or_the_command_line_need() -> None:
+    heavy = ("tensorflow", "tensorflow_datasets", "matplotlib", "orbax.checkpoint.v1", "tyro", "PIL", "tqdm")
+    code = f"import sys, jaxmeta; print([m for m in {heavy!r} if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.strip() == "[]"
+
+
+def test_importing_jaxmeta_does_not_start_a_backend() -> None:
+    code = "import jax, jaxmeta; jax.config.update('jax_num_cpu_devices', 3); print(len(jax.devices()))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.strip() == "3"
+
+
+def test_tensorflow_is_not_needed() -> None:
+    with pytest.raises(ModuleNotFoundError):
+        __import__("tensorflow")
+
+
+@pytest.mark.parametrize("name", jaxmeta.__all__)
+def test_every_public_name_is_documented(name: str) -> None:
+    assert getattr(jaxmeta, name).__doc__
+
+
+def test_the_readme_s_example_runs() -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert blocks
+    for block in blocks:
+        namespace: dict[str, object] = {}
+        exec(compile(block, "README.md", "exec"), namespace)
+
+
+def test_the_constraints_pin_every_dependency_and_hold_no_address() -> None:
+    text = (ROOT / "constraints.txt").read_text()
+    assert "http" not in text
+    assert "@" not in text
+    pinned = {line.split("==")[0].lower().replace("_", "-") for line in text.splitlines() if "==" in line}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["tests"]]
+    names = {re.split(r"[<>=\[ ]", requirement)[0].lower().replace("_", "-") for requirement in wanted}
+    assert names <= pinned
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("jaxmeta/**/*.py")), ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_run_one_way(path: Path) -> None:
+    """episode, losses, learner <- inner <- optimization <- training <- presets <- cli; nn and tasks stand aside."""
+    order = ["episode", "losses", "_memory", "learner", "inner", "optimization", "training", "presets", "cli"]
+    room = path.relative_to(ROOT / "jaxmeta").parts[0].removesuffix(".py")
+    imported = set(re.findall(r"^\s*from jaxmeta\.(\w+)", path.read_text(), re.MULTILINE))
+    if room == "nn":
+        assert imported <= {"nn"}
+    elif room == "tasks":
+        assert imported <= {"tasks", "episode"}
+    elif room in order:
+        allowed = {*order[: order.index(room) + 1]} | ({"tasks", "nn"} if order.index(room) > 5 else set())
+        assert imported <= allowed
