@@ -126,17 +126,10 @@ def _parse(args: Sequence[str] | None) -> Train | Evaluate | List:
 
 
 def _first_sentence(box: str) -> str:
-    """The message of tyro's framed error, up to its first rule."""
-    lines = [re.sub(r"^[│|]\s?|\s*[│|]$", "", line).rstrip() for line in box.splitlines()]
-    body = []
-    for line in lines:
-        if not line or set(line) <= set("─-"):
-            if body:
-                break
-            continue
-        if not line.startswith(("╭", "╰")):
-            body.append(line.strip())
-    return " ".join(body) + " (see jaxmeta --help)"
+    """The message of tyro's framed error: what stands between the frame's title and its first rule."""
+    parts = re.split(r"^.*[─-]{3}.*$", box, flags=re.MULTILINE)
+    message = next(part for part in parts if part.strip())
+    return " ".join(re.sub(r"[│|]", " ", message).split()) + " (see jaxmeta --help)"
 
 
 def _use_cores(devices: int | None) -> None:
@@ -167,8 +160,6 @@ def _train(command: Train) -> None:
         if (value := getattr(command, name)) is not None
     }
     settings = dataclasses.replace(preset, query_mode=command.query_mode, **asked)
-    if settings.episodes < 2:
-        raise ValueError(f"--episodes must be 2 or more, but is {settings.episodes}")
     run_dir = command.out or Path("runs") / f"{settings.method}-{Path(settings.dataset).name}-seed{command.seed}"
     setup = presets.build(settings)
     result = fit(

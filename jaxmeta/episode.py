@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 
 class Batch(NamedTuple):
@@ -110,7 +111,7 @@ def _check_batch(name: str, batch: Any, ways: int | None) -> None:
 def _check_labels(name: str, labels: jax.Array, ways: int | None) -> None:
     if labels.ndim != 1:
         raise ValueError(f"{name}.y holds integer labels, so its shape must be [n], but is {labels.shape}")
-    if ways is None or labels.size == 0 or isinstance(labels, jax.core.Tracer):
+    if ways is None or labels.size == 0 or isinstance(labels, Tracer):
         return
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= ways:

@@ -37,7 +37,7 @@ class Model(Protocol):
         """Parameters for inputs like x `[n, ...]`."""
         ...
 
-    def apply(self, params: Params, x: jax.Array, /) -> jax.Array:
+    def apply(self, params: Params, x: jax.Array, /) -> Any:
         """Logits `[n, ways]` or values `[n, d]` for inputs x `[n, ...]`."""
         ...
 
@@ -158,8 +158,8 @@ def count_tasks(episodes: Episode) -> int:
     Raises:
         ValueError: the arrays disagree on it, or there are no tasks.
     """
-    sizes = {leaf.shape[0] if leaf.ndim else None for leaf in jax.tree.leaves(episodes)}
-    if len(sizes) != 1 or sizes <= {None, 0}:
+    sizes = {leaf.shape[0] if leaf.ndim else 0 for leaf in jax.tree.leaves(episodes)}
+    if len(sizes) != 1 or 0 in sizes:
         shapes = jax.tree.map(lambda leaf: leaf.shape, episodes)
         raise ValueError(f"episodes must share one leading task axis, of length at least 1, but have shapes {shapes}")
     return sizes.pop()

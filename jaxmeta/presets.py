@@ -5,6 +5,7 @@ the arguments of `jaxmeta.fit` and `jaxmeta.evaluate`.
 """
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,6 +51,22 @@ class Settings:
     data_dir: str | None = None
     log_every: int = 100
     checkpoint_every: int = 1000
+
+    def __post_init__(self) -> None:
+        """Refuses numbers that no training can use."""
+        least = {
+            "steps": 1,
+            "inner_steps": int(self.method == "reptile"),
+            "eval_inner_steps": 0,
+            "meta_batch": 1,
+            "episodes": 2,
+        }
+        for name, bound in least.items():
+            if getattr(self, name) < bound:
+                raise ValueError(f"{name} must be {bound} or more, but is {getattr(self, name)}")
+        for name in ("inner_lr", "outer_lr"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be positive and finite, but is {getattr(self, name)}")
 
 
 # MAML's sinusoids: arXiv:1703.03400, section 5.1. Trained on 10 points, judged on 5; meta-batch and iterations as in
@@ -139,7 +156,8 @@ def settings(method: str, dataset: str, *, ways: int = 5, shots: int | None = No
         raise ValueError(f"unknown method {method!r}; the methods are {', '.join(METHODS)}")
     if dataset not in DATASETS and not Path(dataset).is_dir():
         raise FileNotFoundError(
-            f"dataset {dataset!r} is none of {', '.join(DATASETS)}, and there is no folder at {Path(dataset).absolute()}"
+            f"dataset {dataset!r} is none of {', '.join(DATASETS)}, "
+            f"and there is no folder at {Path(dataset).absolute()}"
         )
     is_reptile = method == "reptile"
     if dataset == "sinusoid":
@@ -240,9 +258,9 @@ def _learner(settings: Settings) -> MetaLearner:
             inner_optimizer=inner,
             inner_lr=settings.inner_lr,
             steps=settings.inner_steps,
-            batch_size=settings.inner_batch,
+            batch_size=_at_most(settings.inner_batch, settings.ways * (settings.train_shots + settings.train_queries)),
             eval_steps=settings.eval_inner_steps,
-            eval_batch_size=settings.eval_inner_batch,
+            eval_batch_size=_at_most(settings.eval_inner_batch, settings.ways * settings.shots),
             loss=loss,
             persistent=settings.persistent,
         )
@@ -256,6 +274,11 @@ def _learner(settings: Settings) -> MetaLearner:
         loss=loss,
         mask=mask_by_path(lambda path: "norm_" not in path),
     )
+
+
+def _at_most(batch_size: int | None, examples: int) -> int | None:
+    """The published mini-batch, or all examples where there are fewer, as with fewer ways than the paper's."""
+    return None if batch_size is None else min(batch_size, examples)
 
 
 def _optimizer(settings: Settings) -> optax.GradientTransformation:

@@ -77,6 +77,12 @@ def test_list_names_every_method(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(method in out for method in presets.METHODS)
 
 
+TRAIN_OPTIONS = (
+    *("dataset", "ways", "shots", "queries", "steps", "inner-steps", "inner-lr"),
+    *("meta-batch", "outer-lr", "seed", "out", "resume", "devices", "data-dir"),
+)
+
+
 @pytest.mark.parametrize("command", [(), ("train",), ("evaluate",), ("list",)])
 def test_help_is_complete(command: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
@@ -85,23 +91,7 @@ def test_help_is_complete(command: tuple[str, ...], capsys: pytest.CaptureFixtur
     out = capsys.readouterr().out
     wanted = {
         (): ["train", "evaluate", "list"],
-        ("train",): [
-            [
-                "dataset",
-                "ways",
-                "shots",
-                "queries",
-                "steps",
-                "inner-steps",
-                "inner-lr",
-                "meta-batch",
-                "outer-lr",
-                "seed",
-                "out",
-                "resume",
-                "data-dir",
-            ],
-        ][0],
+        ("train",): [f"--{word}" for word in TRAIN_OPTIONS],
         ("evaluate",): ["shots", "query-mode", "episodes"],
         ("list",): ["usage"],
     }[command]
@@ -122,15 +112,15 @@ def test_help_is_complete(command: tuple[str, ...], capsys: pytest.CaptureFixtur
         ("train --ways five", "invalid literal for int() with base 10: 'five'"),
         ("train --steps 0", "steps must be 1 or more, but is 0"),
         ("train --meta-batch -1", "meta_batch must be 1 or more, but is -1"),
-        ("train --inner-steps -2", "steps must be 0 or more, but is -2"),
-        ("train --inner-lr 0", "inner_lr must be positive, but is 0"),
-        ("train --episodes 1", "--episodes must be 2 or more, but is 1"),
+        ("train --inner-steps -2", "inner_steps must be 0 or more, but is -2"),
+        ("train --inner-lr 0", "inner_lr must be positive and finite, but is 0.0"),
+        ("train --episodes 1", "episodes must be 2 or more, but is 1"),
         ("train --devices 0", "--devices must be 1 or more, but is 0"),
         ("train --query-mode both", "query-mode"),
         ("train --banana 3", "Unrecognized options: --banana"),
         ("bake", "Unrecognized options: bake"),
-        ("", "Expected one of {train, evaluate, list}"),
-        ("evaluate", "run_dir"),
+        ("", "Expected one of {{train, evaluate, list}}"),
+        ("evaluate", "Missing from jaxmeta evaluate: PATH The run's folder."),
         ("evaluate {tmp}/nowhere", "no run at {tmp}/nowhere: want a folder with config.json"),
         ("train --out {tmp}/full", "run folder {tmp}/full is not empty: resume it, or choose another"),
         ("train --out {tmp}/full/file", "run folder {tmp}/full/file is a file"),

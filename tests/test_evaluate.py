@@ -110,5 +110,5 @@ def test_an_episode_without_a_support_set_of_its_shape_is_named() -> None:
     broken = GLYPHS._replace(
         sample=lambda data, key: Episode(GLYPHS.sample(data, key).support, Batch(jnp.zeros((2, 3)), jnp.zeros(3, int)))
     )
-    with pytest.raises(ValueError, match="query.x holds 2 examples, but query.y holds 3 targets"):
+    with pytest.raises(ValueError, match=r"query\.x holds 2 examples, but query.y holds 3 targets"):
         LEARNER.meta_grad(PARAMS, broken.sample(GLYPHS.data, jax.random.key(0)), jax.random.key(0))

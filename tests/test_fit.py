@@ -133,7 +133,7 @@ def test_a_folder_is_never_overwritten(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").write_text("years of work")
-    with pytest.raises(FileExistsError, match="holds no config.json: it is not a run"):
+    with pytest.raises(FileExistsError, match=r"holds no config.json: it is not a run"):
         train(steps=5, run_dir=tmp_path / "other", resume=True)
     (tmp_path / "file").write_text("")
     with pytest.raises(NotADirectoryError, match="is a file"):
@@ -153,7 +153,7 @@ def breaking_at(step: int) -> MetaLearner:
 
 
 def test_nan_stops_with_the_step_and_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(FloatingPointError, match="outer step 13: grad_norm=nan, loss=nan. Try a smaller"):
+    with pytest.raises(FloatingPointError, match=r"outer step 13: grad_norm=nan, loss=nan. Try a smaller"):
         fit(
             breaking_at(13),
             SOURCE,

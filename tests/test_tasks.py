@@ -126,7 +126,7 @@ def test_a_folder_of_class_folders_becomes_classes(tmp_path: Path) -> None:
 
 
 def test_folders_that_cannot_be_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="no folder at .*nowhere"):
+    with pytest.raises(FileNotFoundError, match=r"no folder at .*nowhere"):
         tasks.from_folder(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="holds no sub-folder with images"):
         tasks.from_folder(tmp_path)

@@ -76,7 +76,9 @@ def from_folder(path: str | Path, *, image_size: int = 28, grayscale: bool = Tru
     def read(file: Path) -> np.ndarray:
         try:
             with Image.open(file) as image:
-                resized = image.convert("L" if grayscale else "RGB").resize((image_size,) * 2, Image.Resampling.LANCZOS)
+                resized = image.convert("L" if grayscale else "RGB").resize(
+                    (image_size, image_size), Image.Resampling.LANCZOS
+                )
         except OSError as error:
             raise ValueError(f"cannot read {file} as an image: {error}") from error
         return np.asarray(resized, np.uint8).reshape(image_size, image_size, -1)

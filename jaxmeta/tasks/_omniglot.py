@@ -8,11 +8,11 @@ Published splits of the characters, by name:
 
 | `split` | train / val / test | rule |
 |---|---|---|
-| `"vinyals"` | 1028 / 172 / 423 | background alphabets, then evaluation alphabets, each in order: the last 423 characters are test, five whole background alphabets are val |
+| `"vinyals"` | 1028 / 172 / 423 | by alphabet: the last 423 are test, five background alphabets are val |
 | `"lake"` | 964 / - / 659 | the official background and evaluation sets |
-| `"maml"` | 1100 / 100 / 423 | random, from a hash of each character's name, so alike on every machine |
+| `"maml"` | 1100 / 100 / 423 | random, by a hash of each character's name, so alike on every machine |
 
-`"trainval"` joins the first two.
+`"trainval"` joins the first two. In order means background alphabets before evaluation alphabets, each by name.
 """
 
 import functools
@@ -21,7 +21,7 @@ import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -170,7 +170,7 @@ def _read(folder: Path, image_size: int) -> dict[Character, np.ndarray]:
     """All drawings of every character, `[20, image_size, image_size, 1]` each, in an order of their own content."""
     import tensorflow_datasets as tfds
 
-    builder = tfds.builder_from_directory(folder)
+    builder: Any = tfds.builder_from_directory(folder)
     drawings: dict[Character, list[bytes]] = {}
     for part in ("train", "test"):
         try:

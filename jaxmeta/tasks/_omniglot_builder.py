@@ -53,7 +53,9 @@ def prepare(data_dir: Path, base_url: str, parts: tuple[str, ...]) -> Path:
     store = data_dir / "downloads" / "omniglot"
     archives = {part: fetch(ARCHIVES[part], base_url, store) for part in parts}
     builder = Omniglot(data_dir=str(data_dir), file_format="array_record", archives=archives)
-    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(compute_stats="skip"))
+    builder.download_and_prepare(
+        download_config=tfds.download.DownloadConfig(compute_stats=tfds.download.ComputeStatsMode.SKIP)
+    )
     return folder
 
 
@@ -127,10 +129,11 @@ class Omniglot(tfds.core.GeneratorBasedBuilder):
         del dl_manager
         drawings = [drawing for archive in self._archives.values() for drawing in _drawings(archive)]
         alphabets = sorted({drawing.alphabet for drawing in drawings})
-        labels = dict(sorted({drawing.label: f"{drawing.alphabet}_{drawing.number}" for drawing in drawings}.items()))
+        labels = {drawing.label: f"{drawing.alphabet}_{drawing.number}" for drawing in drawings}
         # A part of the archives alone names fewer alphabets and labels than the features allow for.
-        self.info.features["alphabet"].names = _padded(alphabets, 50)
-        self.info.features["label"].names = _padded([labels.get(i, f"absent_{i}") for i in range(1623)], 1623)
+        features: Any = self.info.features
+        features["alphabet"].names = alphabets + [f"absent_{i}" for i in range(len(alphabets), 50)]
+        features["label"].names = [labels.get(i, f"absent_{i}") for i in range(1623)]
         return {part: self._generate_examples(archive) for part, archive in self._archives.items()}
 
     def _generate_examples(self, archive: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -163,7 +166,3 @@ def _drawings(archive: Path) -> list[Drawing]:
     with zipfile.ZipFile(archive) as file:
         matches = [match for name in sorted(file.namelist()) if (match := _MEMBER.fullmatch(name))]
     return [Drawing(m[0], m["alphabet"], int(m["number"]) - 1, int(m["label"]) - 1) for m in matches]
-
-
-def _padded(names: list[str], length: int) -> list[str]:
-    return names + [f"absent_{i}" for i in range(len(names), length)]

@@ -92,7 +92,7 @@ def evaluate(
         raise ValueError(f"episodes must be 2 or more for an interval, but is {episodes}")
     if query_mode not in get_args(QueryMode):
         raise ValueError(f"query_mode must be one of {get_args(QueryMode)}, but is {query_mode!r}")
-    digest, values, params = hashlib.sha256(), [], unbound(params)
+    digest, values, params, metric = hashlib.sha256(), [], unbound(params), ""
     keys = jax.random.split(jax.random.key(seed), episodes)
     for start in range(0, episodes, _BLOCK):
         block_keys = keys[start : start + _BLOCK]
@@ -101,8 +101,8 @@ def evaluate(
             digest.update(np.asarray(leaf).tobytes())
         if block.query.x.shape[1] == 0:
             raise ValueError("the source's episodes have no queries to judge by: give it queries of 1 or more")
+        metric = "accuracy" if is_classification(block.query.y) else "mse"
         values.append(np.asarray(_scores(learner, query_mode, chunk, params, block, block_keys)))
-    metric = "accuracy" if is_classification(block.query.y) else "mse"
     table = np.concatenate(values)
     _check_finite(metric, table)
     by_step = [_mean_interval(column) for column in table.T] if learner.predict_path is not None else None

@@ -89,10 +89,11 @@ def fit(
     """
     _check(steps, meta_batch, log_every, checkpoint_every)
     init_key, train_key = jax.random.split(jax.random.key(seed))
+    start_at: Any = params
     if params is None:
-        params = learner.init(init_key, jax.jit(source.sample)(source.data, init_key))
+        start_at = learner.init(init_key, jax.jit(source.sample)(source.data, init_key))
     everywhere = NamedSharding(task_mesh(meta_batch, devices), PartitionSpec())
-    state = TrainState(params, optimizer.init(params))
+    state = TrainState(start_at, optimizer.init(start_at))
     window = functools.partial(_train_window, learner, source.sample, optimizer, meta_batch, chunk, devices)
     data = jax.device_put(source.data, everywhere)
     run = functools.partial(_train, window, data, train_key, steps, log_every, meta_batch, progress)
@@ -149,7 +150,7 @@ def _train(
             keep(step, state, row)
             bar.update(length)
             bar.set_postfix({name: f"{value:.4g}" for name, value in row.items() if name != "step"})
-    return FitResult(*_run.unbound(state), history)
+    return FitResult(_run.unbound(state.params), _run.unbound(state.opt_state), history)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5, 6), donate_argnums=(7,))

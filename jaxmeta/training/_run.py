@@ -40,7 +40,7 @@ def start_run(run_dir: Path, config: Mapping[str, Any], *, resume: bool) -> None
         PermissionError: the folder cannot be written.
         ValueError: the folder's run was asked for with another configuration.
     """
-    config = json.loads(json.dumps(config))
+    asked = json.loads(json.dumps(config))
     path = run_dir / "config.json"
     if run_dir.exists() and not run_dir.is_dir():
         raise NotADirectoryError(f"run folder {run_dir} is a file")
@@ -48,13 +48,13 @@ def start_run(run_dir: Path, config: Mapping[str, Any], *, resume: bool) -> None
         if not resume:
             raise FileExistsError(f"run folder {run_dir} is not empty: resume it, or choose another")
         if path.is_file():
-            _check_same(read_config(run_dir), config, run_dir)
+            _check_same(read_config(run_dir), asked, run_dir)
             return
         if any(child.name != "config.json.part" for child in run_dir.iterdir()):
             raise FileExistsError(f"run folder {run_dir} is not empty and holds no config.json: it is not a run")
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        write_json(path, {**config, "versions": versions()})
+        write_json(path, {**asked, "versions": versions()})
     except OSError as error:
         raise type(error)(f"run folder {run_dir} cannot be written: {error.strerror or error}") from error
 
@@ -125,10 +125,11 @@ def checkpointer(run_dir: Path) -> Iterator[Any]:
     """The run's Orbax checkpointer, keeping the newest states."""
     from orbax.checkpoint import v1 as ocp
 
-    policy = ocp.training.preservation_policies.LatestN(_KEPT)
-    always = ocp.training.save_decision_policies.FixedIntervalPolicy(1)
+    # Typed loosely: Orbax's policies do not match its own protocols for a type checker.
+    policy: Any = ocp.training.preservation_policies.LatestN(_KEPT)
+    always: Any = ocp.training.save_decision_policies.FixedIntervalPolicy(1)
     with ocp.training.Checkpointer(
-        (run_dir / "checkpoints").absolute(),
+        str((run_dir / "checkpoints").absolute()),
         save_decision_policy=always,
         preservation_policy=policy,
         cleanup_tmp_directories=True,

@@ -1,0 +1,106 @@
+"""How much of training's time is spent outside the compiled step: sampling, transfers, logging, checkpoints.
+
+Trains with `jaxmeta.fit` into a run folder, as the command line does, and runs the very same compiled windows back to
+back with nothing between them. Everything is compiled beforehand. Run it alone on the machine:
+
+    python benchmarks/outside_step.py
+"""
+
+import dataclasses
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxmeta import fit, presets
+from jaxmeta.cli import _use_cores
+from jaxmeta.training._fit import TrainState, _train_window
+
+REPEATS = 3
+CASES = {"maml-sinusoid": ("maml", "sinusoid", 20_000), "maml-glyphs-conv4": ("maml", "glyphs", 200)}
+
+
+def main() -> None:
+    _use_cores(None)
+    rows = [measure(name, *case) for name, case in CASES.items()]
+    print(f"{'case':20}{'steps':>8}{'fit, s':>9}{'compiled, s':>13}{'outside':>9}{'dispatches':>12}")
+    for row in rows:
+        print(
+            f"{row['case']:20}{row['steps']:>8}{row['fit_seconds']:>9.2f}{row['compiled_seconds']:>13.2f}"
+            f"{row['share_outside']:>9.1%}{row['dispatches']:>12}"
+        )
+    path = Path(__file__).parent / "results" / "outside_step.json"
+    path.write_text(json.dumps({"command": "python benchmarks/outside_step.py", "rows": rows}, indent=2) + "\n")
+
+
+def measure(name: str, method: str, dataset: str, steps: int) -> dict[str, Any]:
+    settings = dataclasses.replace(presets.settings(method, dataset), steps=steps)
+    setup = presets.build(settings)
+    fits, compiled = [], []
+    for repeat in range(REPEATS + 1):  # the first compiles
+        fits.append(time_fit(settings, setup))
+        compiled.append(time_compiled(settings, setup))
+        if repeat == 0:
+            fits.clear()
+            compiled.clear()
+    whole, inside = min(fits), min(compiled)
+    return {
+        "case": name,
+        "steps": steps,
+        "fit_seconds": whole,
+        "compiled_seconds": inside,
+        "share_outside": max(0.0, 1 - inside / whole),
+        "dispatches": -(-steps // settings.log_every),
+    }
+
+
+def time_fit(settings: presets.Settings, setup: presets.Setup) -> float:
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.perf_counter()
+        fit(
+            setup.learner,
+            setup.train_source,
+            setup.optimizer,
+            steps=settings.steps,
+            meta_batch=settings.meta_batch,
+            run_dir=Path(folder) / "run",
+            log_every=settings.log_every,
+            checkpoint_every=settings.checkpoint_every,
+        )
+        return time.perf_counter() - began
+
+
+def time_compiled(settings: presets.Settings, setup: presets.Setup) -> float:
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    from jaxmeta.learner import task_mesh
+
+    everywhere = NamedSharding(task_mesh(settings.meta_batch), PartitionSpec())
+    source, key = setup.train_source, jax.random.key(1)
+    params = setup.learner.init(key, source.sample(source.data, key))
+    state = jax.device_put(TrainState(params, setup.optimizer.init(params)), everywhere)
+    data = jax.block_until_ready(jax.device_put(source.data, everywhere))
+    began = time.perf_counter()
+    for first in range(0, settings.steps, settings.log_every):
+        state, _ = _train_window(
+            setup.learner,
+            source.sample,
+            setup.optimizer,
+            settings.meta_batch,
+            None,
+            None,
+            settings.log_every,
+            state,
+            data,
+            key,
+            jax.numpy.asarray(first),
+        )
+    jax.block_until_ready(state)
+    return time.perf_counter() - began
+
+
+if __name__ == "__main__":
+    main()
