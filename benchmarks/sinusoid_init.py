@@ -52,9 +52,7 @@ def main() -> None:
 
 def measure(settings: presets.Settings, model: nn.MLP, seed: int) -> dict[str, Any]:
     setup = presets.build(settings)
-    learner = maml(
-        model, inner_optimizer=optax.sgd(settings.inner_lr), eval_steps=10, loss=losses.mean_squared_error
-    )
+    learner = maml(model, inner_optimizer=optax.sgd(settings.inner_lr), eval_steps=10, loss=losses.mean_squared_error)
     params = fit(
         learner,
         setup.train_source,

@@ -126,9 +126,8 @@ def _parse(args: Sequence[str] | None) -> Train | Evaluate | List:
 
 
 def _first_sentence(box: str) -> str:
-    """The message of tyro's framed error: what stands between the frame's title and its first rule."""
-    parts = re.split(r"^.*[─-]{3}.*$", box, flags=re.MULTILINE)
-    message = next(part for part in parts if part.strip())
+    """The message of tyro's framed error: what stands between the title's rule and the next."""
+    message = re.split(r"^.*[─-]{3}.*$", box, flags=re.MULTILINE)[1]
     return " ".join(re.sub(r"[│|]", " ", message).split()) + " (see jaxmeta --help)"
 
 

@@ -1,0 +1,54 @@
+"""Copies what a finished run of `jaxmeta train` found into `benchmarks/results/`, with what it takes to repeat it.
+
+jaxmeta train maml --dataset omniglot --steps 13000 --out runs/maml-omniglot
+python benchmarks/record.py runs/maml-omniglot maml-omniglot-5w1s --note "paper: 98.7 +- 0.4 after 60,000 steps"
+"""
+
+import dataclasses
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Record a run's result."""
+
+    run_dir: Annotated[Path, tyro.conf.Positional]
+    """The run's folder."""
+    name: tyro.conf.Positional[str]
+    """The result file's name."""
+    note: str = ""
+    """What a reader should know, such as the paper's number, or what else the machine was doing."""
+
+
+def main(arguments: Arguments) -> None:
+    run_dir = arguments.run_dir
+    config = json.loads((run_dir / "config.json").read_text())
+    result = json.loads((run_dir / "result.json").read_text())
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    steps = [row["step"] for row in rows]
+    lengths = [b - a for a, b in zip([0, *steps], steps, strict=False)]
+    tasks = config["settings"]["meta_batch"]
+    seconds = sum(tasks * n / row["tasks_per_second"] for n, row in zip(lengths, rows, strict=True))
+    report = {
+        "note": arguments.note,
+        "result": result,
+        "training_seconds": round(seconds, 1),
+        "machine": {"cores": os.cpu_count(), "processor": platform.machine(), "python": platform.python_version()},
+        **config,
+        "history": [row for row in rows if row["step"] % max(1, steps[-1] // 20) == 0],
+    }
+    path = Path(__file__).parent / "results" / f"{arguments.name}.json"
+    path.write_text(json.dumps(report, indent=2) + "\n")
+    print(
+        f"{path}: {result['metric']} {result['mean']:.4f} +- {result['interval']:.4f} after {seconds:.0f} s of training"
+    )
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments))
