@@ -1,6 +1,8 @@
-"""Which initialisation survives ten inner steps: MAML on sinusoids, the paper's budget, four ways to start.
+"""Which start survives ten inner steps: MAML on sinusoids, the paper's budget, four initialisations, three seeds.
 
-Each is trained on 10-point tasks as published, and judged on three lists of 600 unseen 5-point tasks.
+Each is trained on 10-point tasks as published and judged on 6,000 unseen 5-point tasks. The mean over tasks is at the
+mercy of the few that diverge, so these are counted (a squared error above 20 after ten steps; predicting zero has 4.25)
+and the mean is taken over the others.
 
     python benchmarks/sinusoid_init.py
 """
@@ -11,13 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import flax.linen as fnn
+import jax
 import numpy as np
 import optax
 
-from jaxmeta import evaluate, fit, losses, maml, nn, presets
+from jaxmeta import fit, losses, maml, nn, presets
 from jaxmeta.cli import _use_cores
 
 SEEDS = (0, 1, 2)
+TASKS = 6000
+STEPS = (1, 5, 10)
+DIVERGED = 20.0
 INITS = fnn.initializers
 MODELS = {
     "uniform weights and biases (default)": nn.MLP((40, 40), 1),
@@ -33,18 +39,19 @@ def main() -> None:
     _use_cores(None)
     settings = presets.settings("maml", "sinusoid")
     rows = []
-    print(f"{'initialisation':38}{'seed':>5}{'1 step':>9}{'5 steps':>9}{'10 steps':>11}{'worst task':>12}")
+    print(f"{'initialisation':38}{'seed':>5}{'1 step':>10}{'5 steps':>10}{'10 steps':>10}{'diverged':>10}")
     for name, model in MODELS.items():
         for seed in SEEDS:
             row = {"initialisation": name, "seed": seed, **measure(settings, model, seed)}
             rows.append(row)
-            shown = "".join(f"{value:>10.3g}" for value in (*row["mse"], row["worst"]))
-            print(f"{name:38}{seed:>5}{shown}", flush=True)
+            shown = "".join(f"{value:>10.3f}" for value in row["mse"])
+            print(f"{name:38}{seed:>5}{shown}{row['diverged']:>10}", flush=True)
     report = {
         "command": "python benchmarks/sinusoid_init.py",
         "settings": dataclasses.asdict(settings),
-        "test_lists": list(SEEDS),
-        "mse_after_steps": [1, 5, 10],
+        "tasks": TASKS,
+        "mse_after_steps": STEPS,
+        "diverged_means": f"mse above {DIVERGED} after {STEPS[-1]} steps",
         "rows": rows,
     }
     (Path(__file__).parent / "results" / "sinusoid_init.json").write_text(json.dumps(report, indent=2) + "\n")
@@ -52,7 +59,9 @@ def main() -> None:
 
 def measure(settings: presets.Settings, model: nn.MLP, seed: int) -> dict[str, Any]:
     setup = presets.build(settings)
-    learner = maml(model, inner_optimizer=optax.sgd(settings.inner_lr), eval_steps=10, loss=losses.mean_squared_error)
+    learner = maml(
+        model, inner_optimizer=optax.sgd(settings.inner_lr), eval_steps=STEPS[-1], loss=losses.mean_squared_error
+    )
     params = fit(
         learner,
         setup.train_source,
@@ -64,12 +73,17 @@ def measure(settings: presets.Settings, model: nn.MLP, seed: int) -> dict[str, A
         checkpoint_every=settings.checkpoint_every,
         progress=False,
     ).params
-    try:
-        found = [evaluate(learner, params, setup.test_source, episodes=600, seed=s) for s in SEEDS]
-    except FloatingPointError:  # a task left the range of float32
-        return {"mse": [float("inf")] * 3, "worst": float("inf")}
-    by_step = np.mean([[e.by_step[i][0] for i in (1, 5, 10)] for e in found if e.by_step], axis=0)
-    return {"mse": [float(value) for value in by_step], "worst": float(max(e.values.max() for e in found))}
+
+    def task_mse(key: jax.Array) -> jax.Array:
+        support, query = setup.test_source.sample(setup.test_source.data, key)
+        assert learner.predict_path is not None
+        path = learner.predict_path(params, support, query.x, key)
+        return ((path - query.y) ** 2).mean((1, 2))
+
+    keys = jax.random.split(jax.random.key(1000), TASKS)  # one list of tasks for all rows
+    mse = np.asarray(jax.jit(jax.vmap(task_mse))(keys))[:, list(STEPS)]
+    sound = mse[:, -1] < DIVERGED  # False for NaN
+    return {"mse": mse[sound].mean(0).astype(float).tolist(), "diverged": int((~sound).sum())}
 
 
 if __name__ == "__main__":

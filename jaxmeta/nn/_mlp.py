@@ -16,10 +16,11 @@ class MLP(nn.Module):
     `MLP((40, 40), 1)` is MAML's sinusoid network (1,761 parameters on scalar inputs), `MLP((64, 64), 1,
     activation=jnp.tanh)` that of Reptile's released script (4,353).
 
-    Weights and biases start uniform in +-1/sqrt(fan-in). The biases matter: with the usual zeros, every unit of the
-    first layer bends at x = 0, and after MAML's training some tasks diverge within ten inner steps on five points.
-    So they do from the weights of MAML's released code, truncated-normal with standard deviation 0.01;
-    `benchmarks/sinusoid_init.py` compares them.
+    Weights and biases start uniform in +-1/sqrt(fan-in), so that the units of the first layer bend at different
+    inputs; with zero biases they would all bend at x = 0. After MAML's training on sinusoids a few tasks in a thousand
+    diverge within ten inner steps on five points, from any start, but which start decides how many:
+    `benchmarks/sinusoid_init.py` counts them, for this one, for others, and for that of MAML's released code
+    (truncated-normal weights with standard deviation 0.01, zero biases).
 
     Attributes:
         features: widths of the hidden layers.

@@ -131,7 +131,7 @@ def _check_finite(metric: str, table: np.ndarray) -> None:
         episode, step = np.argwhere(broken)[0]
         raise FloatingPointError(
             f"{metric} is {table[episode, step]} on episode {episode} after adaptation step {step}: the inner loop "
-            "diverged; try a smaller inner learning rate"
+            f"diverged on {broken.any(1).sum()} of {len(table)} episodes; try a smaller inner learning rate"
         )
 
 
