@@ -107,7 +107,7 @@ def fit(
     run_dir = Path(run_dir)
     asked = {"steps": steps, "meta_batch": meta_batch, "seed": seed, "log_every": log_every}
     _run.start_run(run_dir, {**(config or {}), "fit": asked, "source": dict(source.info)}, resume=resume)
-    with _run.checkpointer(run_dir) as saver:
+    with _run.checkpointer(run_dir, training=True) as saver:
         start, state = _run.load_latest(saver, state) or (0, state)
         history = _run.read_metrics(run_dir, until=start)
 

@@ -121,8 +121,12 @@ def append_metrics(run_dir: Path, row: Mapping[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def checkpointer(run_dir: Path) -> Iterator[Any]:
-    """The run's Orbax checkpointer, keeping the newest states."""
+def checkpointer(run_dir: Path, *, training: bool) -> Iterator[Any]:
+    """The run's Orbax checkpointer, keeping the newest states.
+
+    Only training clears away checkpoints that a kill left half-written: a reader might take away what a training
+    that is still running is about to finish.
+    """
     from orbax.checkpoint import v1 as ocp
 
     # Typed loosely: Orbax's policies do not match its own protocols for a type checker.
@@ -132,7 +136,7 @@ def checkpointer(run_dir: Path) -> Iterator[Any]:
         str((run_dir / "checkpoints").absolute()),
         save_decision_policy=always,
         preservation_policy=policy,
-        cleanup_tmp_directories=True,
+        cleanup_tmp_directories=training,
     ) as saver:
         yield saver
 
@@ -176,7 +180,7 @@ def load_params(
     path = Path(run_dir)
     if not (path / "checkpoints").is_dir():
         raise FileNotFoundError(f"no checkpoints at {path / 'checkpoints'}: the run has not reached its first")
-    with checkpointer(path) as saver:
+    with checkpointer(path, training=False) as saver:
         found = load_latest(saver, TrainState(params, jax.eval_shape(optimizer.init, params)))
     if found is None:
         raise FileNotFoundError(f"no checkpoint in {path / 'checkpoints'}: the run has not reached its first")
