@@ -1,7 +1,7 @@
 """Copies what a finished run of `jaxmeta train` found into `benchmarks/results/`, with what it takes to repeat it.
 
-jaxmeta train maml --dataset omniglot --steps 13000 --out runs/maml-omniglot
-python benchmarks/record.py runs/maml-omniglot maml-omniglot-5w1s --note "paper: 98.7 +- 0.4 after 60,000 steps"
+jaxmeta train maml --dataset omniglot --steps 16000 --out runs/maml
+python benchmarks/record.py runs/maml maml-omniglot-5w1s --command "jaxmeta train maml --dataset omniglot --steps 16000"
 """
 
 import dataclasses
@@ -22,6 +22,8 @@ class Arguments:
     """The run's folder."""
     name: tyro.conf.Positional[str]
     """The result file's name."""
+    command: str
+    """The command that trained it."""
     note: str = ""
     """What a reader should know, such as the paper's number, or what else the machine was doing."""
 
@@ -36,7 +38,9 @@ def main(arguments: Arguments) -> None:
     tasks = config["settings"]["meta_batch"]
     seconds = sum(tasks * n / row["tasks_per_second"] for n, row in zip(lengths, rows, strict=True))
     report = {
+        "command": arguments.command,
         "note": arguments.note,
+        "evaluations": [json.loads(path.read_text()) for path in sorted(run_dir.glob("evaluation-*.json"))],
         "result": result,
         "training_seconds": round(seconds, 1),
         "machine": {"cores": os.cpu_count(), "processor": platform.machine(), "python": platform.python_version()},
