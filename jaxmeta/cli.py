@@ -86,7 +86,7 @@ class List:
 Command = Annotated[Train | Evaluate | List, tyro.conf.ConsolidateSubcommandArgs]
 
 _DESCRIPTION = "Meta-learning in JAX with exact second-order gradients."
-_USER_ERRORS = (ValueError, TypeError, OSError, FloatingPointError)
+_USER_ERRORS = (ValueError, TypeError, OSError, FloatingPointError, OverflowError)
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -127,7 +127,8 @@ def _parse(args: Sequence[str] | None) -> Train | Evaluate | List:
 
 def _first_sentence(box: str) -> str:
     """The message of tyro's framed error: what stands between the title's rule and the next."""
-    message = re.split(r"^.*[─-]{3}.*$", box, flags=re.MULTILINE)[1]
+    parts = re.split(r"^\W*(?:[─-]+ [\w ]+ )?[─-]{3,}\W*$", box, flags=re.MULTILINE)
+    message = parts[1] if len(parts) > 1 else box
     return " ".join(re.sub(r"[│|]", " ", message).split()) + " (see jaxmeta --help)"
 
 
@@ -183,7 +184,8 @@ def _train(command: Train) -> None:
         query_mode=command.query_mode,
     )
     _run.write_json(run_dir / "result.json", {"step": settings.steps, **evaluation.summary()})
-    _plots.plot_history(run_dir / "training.png", result.history)
+    if result.history:
+        _plots.plot_history(run_dir / "training.png", result.history)
     _plots.plot_steps(run_dir / "adaptation.png", evaluation)
     if settings.dataset == "sinusoid":
         _plots.plot_curves(run_dir / "curves.png", setup.learner, result.params, setup.test_source, seed=command.seed)
@@ -229,8 +231,12 @@ def _evaluate(command: Evaluate) -> None:
         seed=command.seed,
         query_mode=settings.query_mode,  # pyright: ignore[reportArgumentType]
     )
-    name = f"evaluation-{evaluation.query_mode}-{evaluation.episodes}-{evaluation.episode_hash[:12]}.json"
-    _run.write_json(command.run_dir / name, {"step": step, **evaluation.summary()})
+    found = {"step": step, "inner_steps": settings.eval_inner_steps, **evaluation.summary()}
+    name = (
+        f"evaluation-step{step}-inner{settings.eval_inner_steps}-{evaluation.query_mode}-"
+        f"{evaluation.episode_hash[:12]}.json"
+    )
+    _run.write_json(command.run_dir / name, found)
     print(_table(settings.method, settings.dataset, evaluation))
     print(f"Written to {command.run_dir / name} (checkpoint of step {step})")
 
@@ -259,7 +265,7 @@ def _table(method: str, dataset: str, evaluation: Any) -> str:
     ]
     steps = evaluation.by_step or [(evaluation.mean, evaluation.interval)]
     last = len(steps) - 1
-    for step in sorted({0, 1, min(5, last), last}) if evaluation.by_step else [last]:
+    for step in sorted({0, min(1, last), min(5, last), last}):
         mean, interval = steps[step]
         lines.append(f"{step:>18}{shown(mean):>12}{'± ' + shown(interval):>18}")
     if dataset == "sinusoid":

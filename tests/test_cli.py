@@ -42,13 +42,15 @@ def test_evaluate_reads_the_run_and_overwrites_nothing(sinusoid_run: Path, capsy
     before = json.loads((sinusoid_run / "result.json").read_text())
     assert run("evaluate", sinusoid_run) == 0
     assert f"{before['mean']:.3f}" in capsys.readouterr().out, "the same episodes give the same number"
+    assert run("evaluate", sinusoid_run, "--inner-steps", "0") == 0
+    capsys.readouterr()
     assert run("evaluate", sinusoid_run, "--shots", "20", "--inner-steps", "3", "--episodes", "30") == 0
     out = capsys.readouterr().out
     assert "30 unseen episodes, 20 shots, transductive" in out
     assert "predicting zero" in out
     assert json.loads((sinusoid_run / "result.json").read_text()) == before
     written = [json.loads(path.read_text()) for path in sinusoid_run.glob("evaluation-*.json")]
-    assert sorted(result["episodes"] for result in written) == [20, 30]
+    assert sorted((result["episodes"], result["inner_steps"]) for result in written) == [(20, 0), (20, 10), (30, 3)]
     assert all(result["step"] == 2000 for result in written)
 
 
@@ -114,6 +116,8 @@ def test_help_is_complete(command: tuple[str, ...], capsys: pytest.CaptureFixtur
         ("train --meta-batch -1", "meta_batch must be 1 or more, but is -1"),
         ("train --inner-steps -2", "inner_steps must be 0 or more, but is -2"),
         ("train --inner-lr 0", "inner_lr must be positive and finite, but is 0.0"),
+        ("train --queries 0", "queries must be 1 or more, but is 0"),
+        ("train ---x", "---x"),
         ("train --episodes 1", "episodes must be 2 or more, but is 1"),
         ("train --devices 0", "--devices must be 1 or more, but is 0"),
         ("train --query-mode both", "query-mode"),

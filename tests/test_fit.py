@@ -128,7 +128,9 @@ def test_a_folder_is_never_overwritten(tmp_path: Path) -> None:
     before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
     with pytest.raises(FileExistsError, match="is not empty: resume it, or choose another"):
         train(steps=5, run_dir=tmp_path / "run")
-    with pytest.raises(ValueError, match=r"was started with fit=.*'seed': 0.*resume with the same settings"):
+    with pytest.raises(
+        ValueError, match=r"was started with fit.seed=0, which does not match fit.seed=1; resume with the same settings"
+    ):
         train(steps=5, seed=1, run_dir=tmp_path / "run", resume=True)
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
     (tmp_path / "other").mkdir()
@@ -153,7 +155,9 @@ def breaking_at(step: int) -> MetaLearner:
 
 
 def test_nan_stops_with_the_step_and_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(FloatingPointError, match=r"outer step 13: grad_norm=nan, loss=nan. Try a smaller"):
+    with pytest.raises(
+        FloatingPointError, match=r"outer step 13: grad_norm=nan, loss=nan, param_norm=nan. Try a smaller"
+    ):
         fit(
             breaking_at(13),
             SOURCE,
@@ -169,6 +173,29 @@ def test_nan_stops_with_the_step_and_keeps_the_last_good_checkpoint(tmp_path: Pa
     assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [5, 10]
 
 
+def test_parameters_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
+    """The gradient is sound and the step is not: an outer rate that turns to NaN."""
+    broken = optax.sgd(lambda count: jnp.where(count >= 7, jnp.nan, 1e-2))
+    with pytest.raises(FloatingPointError, match=r"outer step 8: param_norm=nan"):
+        fit(LEARNER, SOURCE, broken, steps=10, log_every=5, checkpoint_every=5, run_dir=tmp_path, progress=False)
+    like = jax.eval_shape(LEARNER.init, jax.random.key(0), SOURCE.sample((), jax.random.key(0)))
+    params, step = load_params(tmp_path, like, broken)
+    assert step == 5
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+
+
+def test_what_would_not_continue_bit_for_bit_is_refused(tmp_path: Path) -> None:
+    train(steps=5, devices=2, run_dir=tmp_path)
+    with pytest.raises(ValueError, match=r"was started with fit.devices=2, which does not match fit.devices=1"):
+        train(steps=5, devices=1, run_dir=tmp_path, resume=True)
+
+
+def test_a_checkpoint_of_another_model_is_told_in_one_line(tmp_path: Path) -> None:
+    train(steps=5, run_dir=tmp_path)
+    with pytest.raises(ValueError, match=r"checkpoint 5 in .* cannot be read as this learner's state"):
+        load_params(tmp_path, [jnp.zeros(3)], OPTIMIZER)
+
+
 def test_steps_that_are_no_multiple_of_the_window(tmp_path: Path) -> None:
     result = train(steps=7, run_dir=tmp_path)
     assert [row["step"] for row in result.history] == [5, 7]
@@ -181,7 +208,10 @@ def test_steps_that_are_no_multiple_of_the_window(tmp_path: Path) -> None:
         ({"steps": 0}, "steps must be 1 or more, but is 0"),
         ({"steps": 1, "meta_batch": 0}, "meta_batch must be 1 or more, but is 0"),
         ({"steps": 1, "log_every": 0}, "log_every must be 1 or more"),
-        ({"steps": 1, "checkpoint_every": 7}, "checkpoint_every=7 must be a multiple of log_every=5"),
+        (
+            {"steps": 1, "checkpoint_every": 7, "run_dir": "never-made"},
+            "checkpoint_every=7 must be a multiple of log_every=5",
+        ),
     ],
 )
 def test_bad_numbers_are_named(kwargs, message: str) -> None:

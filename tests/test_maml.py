@@ -113,13 +113,16 @@ def test_without_adaptation_the_gradient_is_joint(estimator) -> None:
 
 @pytest.mark.usefixtures("float64")
 def test_inner_rate_on_the_mean_loss_is_ways_times_that_of_the_reference_code() -> None:
-    """MAML's code differentiates a sum over N*K examples divided by K: 0.4 there is N * 0.4 on the mean."""
+    """MAML's code differentiates the vector of N*K cross-entropies divided by K, that is, their sum over K."""
     loss_fn, params, episode = classification_problem(jax.random.key(5))
     params, episode = to_float64((params, episode))
     ways, shots, rate = 3, 2, 0.4
 
+    model = nn.Conv4(3, features=4, pool="stride", readout="mean")
+
     def summed(params, batch):
-        return loss_fn(params, batch) * batch.y.shape[0] / shots
+        log_p = jax.nn.log_softmax(model.apply(params, batch.x))
+        return -sum(log_p[i, label] for i, label in enumerate(batch.y.tolist())) / shots
 
     here = adapt(loss_fn, params, episode.support, optimizer=optax.sgd(ways * rate), steps=2)
     there = adapt(summed, params, episode.support, optimizer=optax.sgd(rate), steps=2)
@@ -207,3 +210,103 @@ def test_unknown_parameter_containers_pass_through() -> None:
     grads, _ = maml_grad(loss_fn, params, episode, optimizer=optax.adam(0.1, eps_root=1e-8), steps=3)
     chex.assert_trees_all_equal_structs(grads, params)
     chex.assert_tree_all_finite(grads)
+
+
+def curved_task() -> tuple[nn.MLP, Episode]:
+    key = jax.random.key(0)
+    batches = [Batch(jax.random.normal(k, (6, 4)), jnp.repeat(jnp.arange(3), 2)) for k in jax.random.split(key)]
+    episode = Episode(*batches)
+    return nn.MLP((8,), 3, activation=jnp.tanh), to_float64(episode) if jax.config.jax_enable_x64 else episode
+
+
+HEAD = mask_by_path(lambda path: "head" in path)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize(("factory", "estimator"), [(maml, maml_grad), (fomaml, fomaml_grad)])
+@pytest.mark.parametrize("mask", [None, HEAD])
+def test_the_factory_hands_everything_on_to_its_estimator(factory, estimator, mask) -> None:
+    model, episode = curved_task()
+    learner = factory(model, inner_optimizer=optax.sgd(0.3), steps=3, mask=mask)
+    params = to_float64(learner.init(jax.random.key(1), episode))
+    found, metrics = learner.meta_grad(params, episode, jax.random.key(2))
+
+    def loss_fn(p, batch):
+        return losses.cross_entropy(model.apply(p, batch.x), batch.y)
+
+    expected, _ = estimator(loss_fn, params, episode, optimizer=optax.sgd(0.3), steps=3, mask=mask)
+    assert_trees_close(found, expected, rtol=1e-10, atol=1e-13)
+    adapted = adapt(loss_fn, params, episode.support, optimizer=optax.sgd(0.3), steps=3, mask=mask).params
+    logits = model.apply(adapted, episode.query.x)
+    assert float(metrics["accuracy"]) == float(losses.accuracy(logits, episode.query.y))
+    np.testing.assert_allclose(
+        learner.predict(params, episode.support, episode.query.x, jax.random.key(0)), logits, rtol=1e-10
+    )
+
+
+@pytest.mark.usefixtures("float64")
+def test_estimators_differ_on_a_curved_task() -> None:
+    model, episode = curved_task()
+    learners = [factory(model, inner_optimizer=optax.sgd(0.3), steps=3) for factory in (maml, fomaml)]
+    params = to_float64(learners[0].init(jax.random.key(1), episode))
+    exact, first = (learner.meta_grad(params, episode, jax.random.key(2))[0] for learner in learners)
+    difference = optax.tree.norm(jax.tree.map(jnp.subtract, exact, first))
+    assert difference > 0.01 * optax.tree.norm(exact)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("mask", [None, (True, False)])
+def test_estimators_with_minibatches_are_the_loop_written_out(mask) -> None:
+    """One target a step; parameters (w, v), of which v may stay."""
+    params = (jnp.array(0.5), jnp.array(-0.3))
+    episode = Episode(jnp.array([1.0, -2.0, 0.7]), jnp.array(0.4))  # pyright: ignore
+
+    def loss_fn(p, target):
+        w, v = p
+        return jnp.sin(w * v + target) + (w - target * v) ** 2
+
+    def written_out(p, stop):
+        start = p
+        for target in episode.support:
+            grads = jax.grad(loss_fn)(p, target)
+            if stop:
+                grads = jax.lax.stop_gradient(grads)
+            w, v = (a - 0.05 * g for a, g in zip(p, grads, strict=True))
+            p = (w, start[1] if mask else v)
+        return loss_fn(p, episode.query)
+
+    for estimator, stop in ((maml_grad, False), (fomaml_grad, True)):
+        found, _ = estimator(loss_fn, params, episode, optimizer=optax.sgd(0.05), steps=3, minibatched=True, mask=mask)
+        np.testing.assert_allclose(found, jax.grad(written_out)(params, stop), rtol=1e-12)
+
+
+def test_adam_wants_eps_root_where_a_gradient_is_exactly_zero() -> None:
+    """A parameter that the support set never touches: the square root of its second moment has no derivative."""
+    params, episode = jnp.array([1.0, 2.0]), Episode(jnp.array([1.0, 0.0]), jnp.ones(2))  # pyright: ignore
+
+    def loss_fn(p, x):
+        return jnp.sum((p * x - 1.0) ** 2) + jnp.sum(p * x)
+
+    for eps_root, finite in ((0.0, False), (1e-8, True)):
+        inner = optax.adam(0.1, eps_root=eps_root)
+        grads, _ = maml_grad(loss_fn, params, episode, optimizer=inner, steps=2)
+        assert bool(jnp.isfinite(grads).all()) == finite
+
+
+def test_transformations_that_want_the_loss_get_it() -> None:
+    adapted = adapt(
+        lambda w, t: jnp.sum((w - t) ** 2), jnp.zeros(2), jnp.ones(2), optimizer=optax.polyak_sgd(), steps=20
+    )
+    assert float(adapted.losses[-1]) < 1e-3
+
+
+def test_episodes_that_a_model_cannot_learn_from_are_named() -> None:
+    model, episode = curved_task()
+    learner = maml(model, inner_optimizer=optax.sgd(0.3))
+    params = learner.init(jax.random.key(0), episode)
+    empty = episode._replace(query=jax.tree.map(lambda leaf: leaf[:0], episode.query))
+    with pytest.raises(ValueError, match="query holds no examples"):
+        learner.meta_grad(params, empty, jax.random.key(0))
+    small = maml(nn.MLP((8,), 2), inner_optimizer=optax.sgd(0.3))
+    with pytest.raises(ValueError, match="the model has 2 outputs, but the labels go up to 2"):
+        small.init(jax.random.key(0), episode)

@@ -170,9 +170,32 @@ def test_batch_norm_of_a_constant_channel_is_finite_twice_over() -> None:
         (lambda: nn.Conv4(5, readout="x").init(jax.random.key(0), jnp.zeros((1, 28, 28, 1))), "readout must be"),
         (lambda: nn.Conv4(5).init(jax.random.key(0), jnp.zeros((1, 784))), r"x must hold images .* shape \(1, 784\)"),
         (lambda: nn.Conv4(5).init(jax.random.key(0), jnp.zeros((1, 12, 12, 1))), "at least 16x16"),
+        (lambda: nn.max_pool(jnp.zeros((1, 4, 4, 1)), (2, 2), (2, 2), "FULL"), "padding must be"),
         (lambda: nn.max_pool(jnp.zeros((1, 4, 4, 1)), (2,)), "window_shape and strides want 2 entries"),
     ],
 )
 def test_bad_input_is_named(make, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("pool", ["stride", "max"])
+@pytest.mark.parametrize("readout", ["mean", "flatten"])
+def test_conv4_is_the_network_written_out_in_plain_flax(pool, readout) -> None:
+    class Plain(fnn.Module):
+        @fnn.compact
+        def __call__(self, x):
+            for i in range(4):
+                x = fnn.Conv(4, (3, 3), strides=2 if pool == "stride" else 1, name=f"conv_{i}")(x)
+                x = fnn.BatchNorm(use_running_average=False, epsilon=1e-3, name=f"norm_{i}")(x)
+                x = fnn.relu(x)
+                x = fnn.max_pool(x, (2, 2), (2, 2)) if pool == "max" else x
+            x = x.mean((1, 2)) if readout == "mean" else x.reshape(len(x), -1)
+            return fnn.Dense(3, name="head")(x)
+
+    x = jax.random.normal(jax.random.key(0), (6, 32, 32, 1), jnp.float64)
+    ours = nn.Conv4(3, features=4, pool=pool, readout=readout)
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), ours.init(jax.random.key(1), x))
+    expected, _ = Plain().apply(params, x, mutable=["batch_stats"])
+    np.testing.assert_allclose(ours.apply(params, x), expected, rtol=1e-9, atol=1e-11)

@@ -181,3 +181,55 @@ def test_bad_numbers_are_refused(kwargs, message: str) -> None:
         reptile(nn.MLP((8,), 1), inner_optimizer=optax.sgd(0.1), **kwargs)
     with pytest.raises(ValueError, match=message):
         reptile_grad(lambda p, b: p**2, jnp.array(1.0), None, optimizer=optax.sgd(0.1), **kwargs)
+
+
+def test_persistent_state_is_averaged_over_tasks_and_predict_starts_from_it() -> None:
+    learner, _, params = small_reptile(
+        persistent=True, inner_optimizer=optax.adam(0.01, b1=0.0), eval_steps=2, eval_batch_size=3
+    )
+    source = tasks.sinusoid(shots=5, queries=5)
+    episodes = jax.vmap(source.sample, (None, 0))((), jax.random.split(jax.random.key(3), 2))
+    grads, _ = batch_meta_grad(learner, params, episodes, jax.random.key(9))
+    outer = keep_inner_state(optax.sgd(0.5))
+    updates, _ = outer.update(grads, outer.init(params), params)
+    moved = optax.apply_updates(params, updates)
+    model, inner = nn.MLP((8,), 1), optax.adam(0.01, b1=0.0)
+
+    def steps(weights, state, batch, key, size, count):
+        batches = minibatches(key, batch, batch_size=size, steps=count)
+        for i in range(count):
+            gradient = jax.grad(lambda p: mean_squared_error(model.apply(p, batches.x[i]), batches.y[i]))(weights)  # noqa: B023
+            updates, state = inner.update(gradient, state, weights)
+            weights = optax.apply_updates(weights, updates)
+        return weights, state
+
+    ends = []
+    for i, key in enumerate(jax.random.split(jax.random.key(9), 2)):
+        episode = jax.tree.map(lambda leaf, i=i: leaf[i], episodes)
+        pool = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), *episode)
+        ends.append(steps(params.params, params.inner_state, pool, key, 4, 3)[1][0].nu)
+    expected = jax.tree.map(lambda a, b: (a + b) / 2, *ends)
+    assert_trees_close(moved.inner_state[0].nu, expected, rtol=1e-4, atol=1e-9)
+    assert float(optax.tree.norm(jax.tree.map(jnp.subtract, *ends))) > 0
+
+    support, query = jax.tree.map(lambda leaf: leaf[0], episodes)
+    adapted, _ = steps(moved.params, moved.inner_state, support, jax.random.key(4), 3, 2)
+    found = learner.predict(moved, support, query.x, jax.random.key(4))
+    np.testing.assert_allclose(found, model.apply(adapted, query.x), rtol=1e-4, atol=1e-5)
+
+
+def test_the_key_draws_the_minibatches() -> None:
+    learner, episode, params = small_reptile()
+    one, other = (learner.meta_grad(params, episode, jax.random.key(i))[0] for i in (0, 1))
+    assert float(optax.tree.norm(jax.tree.map(jnp.subtract, one, other))) > 0
+
+
+def test_what_reptile_cannot_use_is_named() -> None:
+    learner, episode, params = small_reptile()
+    empty = jax.tree.map(lambda leaf: leaf[:0], episode)
+    with pytest.raises(ValueError, match="support and query hold no examples"):
+        learner.meta_grad(params, empty, jax.random.key(0))
+    with pytest.raises(TypeError, match=r"reptile\(persistent=True\).* but these are a dict"):
+        keep_inner_state(optax.sgd(0.1)).init(params)
+    with pytest.raises(ValueError, match=r"arrays of one length, but their lengths are \[2, 3\]"):
+        minibatches(jax.random.key(0), (jnp.ones(2), jnp.ones(3)), batch_size=1, steps=1)

@@ -95,6 +95,15 @@ def test_rotation_policies(seed: int) -> None:
     assert len({turn for turn, _ in found["per_episode"]}) == 1
 
 
+def test_turns_are_drawn_evenly() -> None:
+    for policy in ("per_class", "per_episode", "classes"):
+        source = tasks.episodes(arrows(), ways=4, shots=1, queries=0, rotations=policy)
+        keys = jax.random.split(jax.random.key(0), 500)
+        x = jax.vmap(source.sample, (None, 0))(source.data, keys).support.x
+        turns = [turn for turn, _ in turns_and_classes(x.reshape(-1, 6, 6, 1))]
+        np.testing.assert_allclose(np.bincount(turns, minlength=4) / len(turns), 0.25, atol=0.06)
+
+
 def test_rotations_as_classes_let_one_character_meet_itself() -> None:
     source = tasks.episodes(arrows(2), ways=8, shots=1, queries=1, rotations="classes")
     support, _ = source.sample(source.data, jax.random.key(0))

@@ -131,6 +131,14 @@ def test_folders_that_cannot_be_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no sub-folder with images"):
         tasks.from_folder(tmp_path)
     draw_folder(tmp_path, {"a": 1})
+    ink = np.zeros((30, 30, 4), np.uint8)
+    ink[10:20, :, 3] = 255  # black ink on nothing
+    Image.fromarray(ink).save(tmp_path / "a" / "0.png")
+    seen = tasks.from_folder(tmp_path).examples[0, 0]
+    assert (seen.min(), seen.max()) == (0, 255)
+    (tmp_path / ".cache").mkdir()
+    Image.fromarray(ink).save(tmp_path / ".cache" / "0.png")
+    assert tasks.from_folder(tmp_path).names == ("a",)
     (tmp_path / "a" / "broken.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"cannot read .*broken.png as an image"):
         tasks.from_folder(tmp_path)
@@ -139,7 +147,7 @@ def test_folders_that_cannot_be_are_refused(tmp_path: Path) -> None:
 def test_classes_are_divided_without_overlap() -> None:
     classes = tasks.from_arrays(np.zeros((20, 1)), np.arange(20) % 10)
     train, test = tasks.split_classes(classes, test_share=0.3)
-    assert len(train.names), len(test.names) == (7, 3)
+    assert (len(train.names), len(test.names)) == (7, 3)
     assert sorted(train.names + test.names, key=int) == list(classes.names)
     assert tasks.split_classes(classes, test_share=0.3)[1].names == test.names
     with pytest.raises(ValueError, match="test_share must lie between 0 and 1, but is 1"):

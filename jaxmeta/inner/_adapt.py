@@ -56,7 +56,9 @@ def adapt(
         loss_fn: `(params, batch) -> scalar`. Pure; any model, any loss.
         params: where to start, any pytree of floating-point arrays.
         batch: what `loss_fn` is given at every step, any pytree.
-        optimizer: any Optax transformation, for instance `optax.sgd(0.01)`.
+        optimizer: any Optax transformation, for instance `optax.sgd(0.01)`. To differentiate through it, its update
+            must be differentiable where gradients are exactly zero: `optax.adam` is not with its default
+            `eps_root=0`, give it 1e-8; nor is `optax.clip_by_global_norm` where all of them are zero.
         steps: the number of gradient steps, 0 or more.
         minibatched: every array of `batch` has a leading axis of length `steps`, and step j sees slice j.
         mask: which parameters adapt: a pytree of bools, a function from parameters to one (such as
@@ -83,13 +85,19 @@ def adapt(
     """
     _check(batch, steps, minibatched)
     adapting, staying = partition(params, mask)
+    optimizer = optax.with_extra_args_support(optimizer)
     state = optimizer.init(adapting) if opt_state is None else opt_state
 
     def step(carry: tuple[Any, optax.OptState], step_batch: Any) -> tuple[tuple[Any, optax.OptState], Any]:
         adapting, state = carry
         current = batch if step_batch is None else step_batch
-        loss, grads = jax.value_and_grad(lambda part: _scalar(loss_fn(merge(part, staying), current)))(adapting)
-        updates, state = optimizer.update(grads, state, adapting)
+
+        def objective(part: Any) -> jax.Array:
+            return _scalar(loss_fn(merge(part, staying), current))
+
+        loss, grads = jax.value_and_grad(objective)(adapting)
+        # Some transformations, such as Polyak's step or a line search, also want the loss and the means to evaluate it.
+        updates, state = optimizer.update(grads, state, adapting, value=loss, grad=grads, value_fn=objective)
         moved = optax.apply_updates(adapting, updates)
         return (moved, state), (loss, moved if return_path else None)
 
@@ -118,6 +126,10 @@ def _check(batch: Any, steps: int, minibatched: bool) -> None:
 
 
 def _scalar(loss: jax.Array) -> jax.Array:
+    if isinstance(loss, tuple | dict):
+        raise TypeError(
+            f"loss_fn must return a scalar, but returned a {type(loss).__name__}; has_aux=True takes metrics"
+        )
     if jnp.shape(loss) != ():
         raise ValueError(f"loss_fn must return a scalar, but returned an array of shape {jnp.shape(loss)}")
     return loss

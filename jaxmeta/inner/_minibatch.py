@@ -27,10 +27,12 @@ def minibatch_indices(
         Integers in `[0, examples)`, `[steps, batch_size]`.
 
     Raises:
-        ValueError: `batch_size` is not in `[1, examples]`.
+        ValueError: `batch_size` is not in `[1, examples]`, or `steps` is negative.
     """
     if not 1 <= batch_size <= examples:
         raise ValueError(f"batch_size={batch_size} must lie between 1 and the number of examples, {examples}")
+    if steps < 0:
+        raise ValueError(f"steps must be 0 or more, but is {steps}")
     total = steps * batch_size
     shuffles = steps if replacement else -(-total // examples)
     keys = jax.random.split(key, max(shuffles, 1))
@@ -52,7 +54,13 @@ def minibatches(key: jax.Array, batch: Any, *, batch_size: int, steps: int, repl
 
     Returns:
         The same pytree with arrays `[steps, batch_size, ...]`.
+
+    Raises:
+        ValueError: the arrays differ in length, or as `minibatch_indices`.
     """
-    examples = jax.tree.leaves(batch)[0].shape[0]
+    sizes = sorted({leaf.shape[0] for leaf in jax.tree.leaves(batch)})
+    if len(sizes) != 1:
+        raise ValueError(f"batch must hold arrays of one length, but their lengths are {sizes}")
+    (examples,) = sizes
     indices = minibatch_indices(key, examples, batch_size=batch_size, steps=steps, replacement=replacement)
     return jax.tree.map(lambda leaf: leaf[indices], batch)

@@ -1,4 +1,4 @@
-"""The four-layer convolutional network of the few-shot literature, in its published forms.
+"""The four-layer convolutional network of the few-shot literature.
 
 | form | call | parameters (28x28x1, 5-way) |
 |---|---|---|
@@ -6,6 +6,8 @@
 | Reptile, Omniglot | `Conv4(5, pool="stride", readout="flatten")` | 113,221 |
 | Prototypical Networks | `Conv4(None, pool="max", readout="flatten")` | 111,936 |
 | MAML, mini-ImageNet (84x84x3) | `Conv4(5, features=32, norm_scale=False)` | 32,773 |
+
+MAML's code draws the head's weights from N(0, 1): `head_init=flax.linen.initializers.normal(1.0)`.
 """
 
 from collections.abc import Callable

@@ -27,7 +27,7 @@ def max_pool(
         `[n, *pooled, channels]`. Among equal entries the derivative goes to the first, as in the general form.
 
     Raises:
-        ValueError: `window_shape` or `strides` does not have one entry for each spatial axis.
+        ValueError: `window_shape` or `strides` does not have one entry for each spatial axis, or `padding` is unknown.
     """
     window, steps = tuple(window_shape), tuple(strides or (1,) * len(window_shape))
     spatial = x.shape[1:-1]
@@ -37,6 +37,8 @@ def max_pool(
             f"but are {window} and {steps}"
         )
     divides = all(size % step == 0 for size, step in zip(spatial, steps, strict=True))
+    if isinstance(padding, str) and padding not in ("VALID", "SAME"):
+        raise ValueError(f'padding must be "VALID", "SAME" or explicit pairs, but is {padding!r}')
     if window != steps or not (divides or padding == "VALID") or not isinstance(padding, str):
         return nn.max_pool(x, window, strides=steps, padding=padding)
     ends = [size - size % step for size, step in zip(spatial, steps, strict=True)]

@@ -5,8 +5,9 @@ from typing import Any, NamedTuple
 
 import jax
 import optax
+from jax.core import Tracer
 
-from jaxmeta.episode import Batch, Episode, check_episode
+from jaxmeta.episode import Batch, Episode, check_episode, is_classification
 from jaxmeta.inner import Adapted, adapt
 from jaxmeta.learner import MetaLearner, Metrics, Model, Params
 from jaxmeta.losses import score
@@ -19,7 +20,7 @@ def with_metrics(loss_fn: LossFn, has_aux: bool) -> Callable[[Any, Any], tuple[j
 
     def evaluate(params: Any, batch: Any) -> tuple[jax.Array, Metrics]:
         loss, metrics = loss_fn(params, batch) if has_aux else (loss_fn(params, batch), {})
-        return loss, {"loss": loss, **metrics}
+        return loss, {**metrics, "loss": loss}
 
     return evaluate
 
@@ -50,7 +51,7 @@ def init_model(model: Model, key: jax.Array, episode: Episode) -> Params:
     """Initialises a model for the inputs of an episode, and refuses one with mutable state.
 
     Raises:
-        ValueError: the model keeps state beside its parameters, such as running statistics.
+        ValueError: the model keeps state beside its parameters, such as running statistics, or has too few outputs.
     """
     check_episode(episode)
     larger = max(episode, key=lambda batch: batch.x.shape[0])
@@ -61,7 +62,23 @@ def init_model(model: Model, key: jax.Array, episode: Episode) -> Params:
             f"model keeps state beside its parameters ({', '.join(extra)}), which an inner loop would lose; "
             "use a layer without running state, such as jaxmeta.nn.BatchNorm"
         )
+    _check_outputs(model, params, larger)
     return params
+
+
+def _check_outputs(model: Model, params: Params, batch: Batch) -> None:
+    """Raises if the labels of a batch, where they are known, are more than the model has outputs for."""
+    if is_classification(batch.y) and not isinstance(batch.y, Tracer) and len(batch.y):
+        outputs = jax.eval_shape(model.apply, params, batch.x).shape[-1]
+        if int(batch.y.max()) >= outputs:
+            raise ValueError(f"the model has {outputs} outputs, but the labels go up to {int(batch.y.max())}")
+
+
+def check_learnable(episode: Episode) -> None:
+    """Raises if an episode is not well-formed, or has no queries to take an outer loss on."""
+    check_episode(episode)
+    if not len(episode.query.y):
+        raise ValueError("query holds no examples, and the outer loss is taken on the query set: give it some")
 
 
 def predict_from(
@@ -93,7 +110,7 @@ def gradient_learner(
 
     def meta_grad(params: Params, episode: Episode, key: jax.Array) -> tuple[Params, Metrics]:
         del key
-        check_episode(episode)
+        check_learnable(episode)
         return estimator(
             task.scored_loss_fn, params, episode, optimizer=inner_optimizer, steps=steps, mask=mask, has_aux=True
         )

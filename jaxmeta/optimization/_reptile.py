@@ -152,6 +152,8 @@ def reptile(
 
     def meta_grad(params: Params, episode: Episode, key: jax.Array) -> tuple[Params, Metrics]:
         check_episode(episode)
+        if not sum(len(batch.y) for batch in episode):
+            raise ValueError("support and query hold no examples: Reptile trains on both together")
         adapted = run(params, concatenate(*episode), key, steps, batch_size)
         metrics = {"loss": adapted.losses[-1]}
         if not persistent:
@@ -174,9 +176,17 @@ def keep_inner_state(optimizer: optax.GradientTransformation) -> optax.GradientT
 
     Returns:
         An Optax transformation over `WithInnerState`.
+
+    Raises:
+        TypeError: at `init`, when the parameters are not a `WithInnerState`.
     """
 
     def labels(params: WithInnerState) -> WithInnerState:
+        if not isinstance(params, WithInnerState):
+            raise TypeError(
+                "keep_inner_state wraps the outer optimiser of reptile(persistent=True), whose meta-parameters are a "
+                f"WithInnerState, but these are a {type(params).__name__}"
+            )
         return WithInnerState(
             jax.tree.map(lambda _: "weights", params.params), jax.tree.map(lambda _: "state", params.inner_state)
         )

@@ -67,7 +67,7 @@ def from_folder(path: str | Path, *, image_size: int = 28, grayscale: bool = Tru
     if not root.is_dir():
         raise FileNotFoundError(f"no folder at {root}: want a folder with one sub-folder of images for each class")
     folders = {}
-    for folder in sorted(p for p in root.iterdir() if p.is_dir()):
+    for folder in sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")):
         if files := sorted(f for f in folder.iterdir() if f.suffix.lower() in _IMAGE_SUFFIXES):
             folders[folder.name] = files
     if not folders:
@@ -76,15 +76,27 @@ def from_folder(path: str | Path, *, image_size: int = 28, grayscale: bool = Tru
     def read(file: Path) -> np.ndarray:
         try:
             with Image.open(file) as image:
-                resized = image.convert("L" if grayscale else "RGB").resize(
-                    (image_size, image_size), Image.Resampling.LANCZOS
+                resized = (
+                    _on_white(image)
+                    .convert("L" if grayscale else "RGB")
+                    .resize((image_size, image_size), Image.Resampling.LANCZOS)
                 )
-        except OSError as error:
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise ValueError(f"cannot read {file} as an image: {error}") from error
         return np.asarray(resized, np.uint8).reshape(image_size, image_size, -1)
 
     groups = [np.stack([read(file) for file in files]) for files in folders.values()]
     return _stack(groups, tuple(folders), {"name": root.name, "image_size": image_size})
+
+
+def _on_white(image: Any) -> Any:
+    """An image with its transparent parts white: black ink on nothing would else turn all black."""
+    from PIL import Image
+
+    if not image.has_transparency_data:
+        return image
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
 
 
 def split_classes(classes: Classes, *, test_share: float, seed: int = 0) -> tuple[Classes, Classes]:

@@ -87,7 +87,11 @@ def omniglot(
         if not download:
             raise FileNotFoundError(f"no prepared omniglot at {folder}; {_REMEDY}")
         prepare_omniglot(root)
-    drawings = _read(folder, image_size)
+    try:
+        drawings = _read(folder, image_size)
+    except RuntimeError as error:  # what array_record raises for a missing, cut or altered file
+        first = str(error).splitlines()[0]
+        raise ValueError(f"omniglot at {folder} is damaged: {first}; move it away, and it is prepared anew") from error
     chosen = select(sorted(drawings), split, subset)
     info = {"name": "omniglot", "split": split, "subset": subset, "image_size": image_size}
     return Classes(

@@ -49,7 +49,8 @@ def prepare(data_dir: Path, base_url: str, parts: tuple[str, ...]) -> Path:
     """Downloads, checks and prepares; see `jaxmeta.tasks.prepare_omniglot`."""
     folder = data_dir / "omniglot" / "3.0.0"
     if folder.exists():
-        raise FileExistsError(f"omniglot is already prepared at {folder}")
+        state = "already prepared" if (folder / "dataset_info.json").is_file() else "there, but incomplete,"
+        raise FileExistsError(f"omniglot is {state} at {folder}; move it away to prepare it anew")
     store = data_dir / "downloads" / "omniglot"
     archives = {part: fetch(ARCHIVES[part], base_url, store) for part in parts}
     builder = Omniglot(data_dir=str(data_dir), file_format="array_record", archives=archives)

@@ -93,16 +93,18 @@ def evaluate(
     if query_mode not in get_args(QueryMode):
         raise ValueError(f"query_mode must be one of {get_args(QueryMode)}, but is {query_mode!r}")
     digest, values, params, metric = hashlib.sha256(), [], unbound(params), ""
-    keys = jax.random.split(jax.random.key(seed), episodes)
+    root = jax.random.key(seed)
+    keys = jax.random.split(root, episodes)
+    adapt_keys = jax.random.split(jax.random.fold_in(jax.random.clone(root), 1), episodes)
     for start in range(0, episodes, _BLOCK):
-        block_keys = keys[start : start + _BLOCK]
-        block = _sample(source.sample, source.data, block_keys)
+        part = slice(start, start + _BLOCK)
+        block = _sample(source.sample, source.data, keys[part])
         for leaf in jax.tree.leaves(block):
             digest.update(np.asarray(leaf).tobytes())
         if block.query.x.shape[1] == 0:
             raise ValueError("the source's episodes have no queries to judge by: give it queries of 1 or more")
         metric = "accuracy" if is_classification(block.query.y) else "mse"
-        values.append(np.asarray(_scores(learner, query_mode, chunk, params, block, block_keys)))
+        values.append(np.asarray(_scores(learner, query_mode, chunk, params, block, adapt_keys[part])))
     table = np.concatenate(values)
     _check_finite(metric, table)
     by_step = [_mean_interval(column) for column in table.T] if learner.predict_path is not None else None

@@ -84,10 +84,11 @@ def fit(
 
     Raises:
         FileExistsError: `run_dir` is not empty and `resume` is False.
-        FloatingPointError: a metric or the meta-gradient is not finite. Checkpoints before that step stay.
+        FloatingPointError: a metric, the meta-gradient or a meta-parameter is not finite. Checkpoints before that
+            step stay.
         ValueError: a number is out of range, or a resumed run brings another configuration.
     """
-    _check(steps, meta_batch, log_every, checkpoint_every)
+    _check(steps, meta_batch, log_every, checkpoint_every if run_dir is not None else log_every)
     init_key, train_key = jax.random.split(jax.random.key(seed))
     start_at: Any = params
     if params is None:
@@ -105,7 +106,8 @@ def fit(
         return run(place(state), 0, [], lambda step, state, row: None)
 
     run_dir = Path(run_dir)
-    asked = {"steps": steps, "meta_batch": meta_batch, "seed": seed, "log_every": log_every}
+    asked = {"steps": steps, "meta_batch": meta_batch, "seed": seed, "log_every": log_every, "chunk": chunk}
+    asked["devices"] = everywhere.mesh.size  # a sum over devices has its own order, and so its own last bits
     _run.start_run(run_dir, {**(config or {}), "fit": asked, "source": dict(source.info)}, resume=resume)
     with _run.checkpointer(run_dir, training=True) as saver:
         start, state = _run.load_latest(saver, state) or (0, state)
@@ -175,7 +177,8 @@ def _train_window(
         grads, metrics = batch_meta_grad(learner, state.params, episodes, grad_key, chunk=chunk, devices=devices)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        return TrainState(params, opt_state), {**metrics, "grad_norm": optax.tree.norm(grads)}
+        norms = {"grad_norm": optax.tree.norm(grads), "param_norm": optax.tree.norm(params)}
+        return TrainState(params, opt_state), {**metrics, **norms}
 
     return jax.lax.scan(outer_step, state, first + jnp.arange(length))
 
@@ -187,8 +190,8 @@ def _check_finite(metrics: dict[str, np.ndarray], first: int) -> None:
         offset = min(broken.values())
         names = ", ".join(f"{name}={metrics[name][offset]}" for name, at in broken.items() if at == offset)
         raise FloatingPointError(
-            f"outer step {first + offset + 1}: {names}. Try a smaller inner or outer learning rate, or clip the "
-            "meta-gradient with optax.clip_by_global_norm"
+            f"outer step {first + offset + 1}: {names}. Try a smaller inner or outer learning rate; an inner "
+            "optax.adam wants eps_root=1e-8 to be differentiated"
         )
 
 

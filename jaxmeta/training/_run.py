@@ -60,13 +60,21 @@ def start_run(run_dir: Path, config: Mapping[str, Any], *, resume: bool) -> None
 
 
 def _check_same(before: dict[str, Any], now: dict[str, Any], run_dir: Path) -> None:
-    before.pop("versions", None)
+    before, now = _flat(before), _flat(now)
     for name in sorted(before.keys() | now.keys()):
-        if before.get(name) != now.get(name):
+        if before.get(name) != now.get(name) and not name.startswith("versions.") and not name.endswith("data_dir"):
             raise ValueError(
                 f"run folder {run_dir} was started with {name}={before.get(name)!r}, which does not match "
                 f"{name}={now.get(name)!r}; resume with the same settings, or choose another folder"
             )
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as one dict with dotted names."""
+    flat = {}
+    for name, value in config.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat
 
 
 def versions() -> dict[str, str]:
@@ -151,8 +159,14 @@ def load_latest(saver: Any, like: TrainState) -> tuple[int, TrainState] | None:
         return None
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), like)
-    loaded = saver.load(saver.latest.step, abstract)
-    return saver.latest.step, unbound(loaded)
+    step = saver.latest.step
+    try:
+        return step, unbound(saver.load(step, abstract))
+    except Exception as error:  # Orbax raises many kinds, with the whole tree in the message
+        raise ValueError(
+            f"checkpoint {step} in {saver.directory} cannot be read as this learner's state "
+            f"({type(error).__name__}): it is damaged, or of another model; without it, an earlier one is used"
+        ) from error
 
 
 def unbound(tree: Any) -> Any:
