@@ -17,8 +17,8 @@ class MLP(nn.Module):
     activation=jnp.tanh)` that of Reptile's released script (4,353).
 
     Weights and biases start uniform in +-1/sqrt(fan-in), so that the units of the first layer bend at different
-    inputs; with zero biases they would all bend at x = 0. After MAML's training on sinusoids a few tasks in a thousand
-    diverge within ten inner steps on five points, from any start, but which start decides how many:
+    inputs; with zero biases they would all bend at x = 0. After MAML's training on sinusoids a few tasks diverge
+    within ten inner steps on five points, and the start decides how many:
     `benchmarks/sinusoid_init.py` counts them, for this one, for others, and for that of MAML's released code
     (truncated-normal weights with standard deviation 0.01, zero biases).
 
