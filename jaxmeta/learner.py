@@ -46,7 +46,8 @@ class MetaLearner(NamedTuple):
     """Something that learns to learn: pure functions over one unbatched episode.
 
     Attributes:
-        init: `(key, episode) -> params`, the meta-parameters, any pytree. Uses shapes only.
+        init: `(key, episode) -> params`, the meta-parameters, any pytree. Of the episode it uses the
+            shapes, and checks the labels where they are known.
         meta_grad: `(params, episode, key) -> (grads, metrics)`. `grads` has the structure of `params`
             and is what the outer optimiser descends; it need not be the gradient of anything (Reptile's
             is not). `metrics` is a flat dict of scalars with at least `loss`.

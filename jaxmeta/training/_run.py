@@ -190,6 +190,7 @@ def load_params(
 
     Raises:
         FileNotFoundError: the folder holds no checkpoint.
+        ValueError: the checkpoint is damaged, or of another model.
     """
     path = Path(run_dir)
     if not (path / "checkpoints").is_dir():
