@@ -3,8 +3,8 @@
 from jaxmeta import losses, nn, optimization, tasks
 from jaxmeta.episode import Batch, Episode, check_episode
 from jaxmeta.inner import Adapted, adapt, mask_by_path, minibatches
-from jaxmeta.learner import MetaLearner, Model, batch_meta_grad
-from jaxmeta.optimization import fomaml, fomaml_grad, keep_inner_state, maml, maml_grad, reptile, reptile_grad
+from jaxmeta.learner import Carried, MetaLearner, Model, Replacement, batch_meta_grad, descended, outer_step
+from jaxmeta.optimization import fomaml, fomaml_grad, maml, maml_grad, reptile, reptile_grad
 from jaxmeta.training import Evaluation, FitResult, evaluate, fit
 
 __version__ = "0.1.0"
@@ -12,19 +12,21 @@ __version__ = "0.1.0"
 __all__ = [
     "Adapted",
     "Batch",
+    "Carried",
     "Episode",
     "Evaluation",
     "FitResult",
     "MetaLearner",
     "Model",
+    "Replacement",
     "adapt",
     "batch_meta_grad",
     "check_episode",
+    "descended",
     "evaluate",
     "fit",
     "fomaml",
     "fomaml_grad",
-    "keep_inner_state",
     "losses",
     "maml",
     "maml_grad",
@@ -32,6 +34,7 @@ __all__ = [
     "minibatches",
     "nn",
     "optimization",
+    "outer_step",
     "reptile",
     "reptile_grad",
     "tasks",

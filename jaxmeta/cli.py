@@ -23,13 +23,14 @@ class Train:
     method: tyro.conf.Positional[str] = "maml"
     """What to train; `jaxmeta list` names the methods."""
     dataset: str = "sinusoid"
-    """sinusoid, glyphs (synthetic characters, no download), omniglot, or the path of a folder of class folders."""
-    ways: int = 5
-    """Classes in an episode."""
+    """sinusoid, glyphs (synthetic characters, no download), omniglot, or the path of a folder of class folders; a
+    quarter of these, drawn at random, is kept for the test episodes."""
+    ways: int | None = None
+    """Classes in an episode. Default: 5."""
     shots: int | None = None
     """Support examples of each class. Default: the paper's."""
     queries: int | None = None
-    """Query examples of each class in test episodes. Default: the paper's."""
+    """Query examples of each class (MAML: in training and in test episodes). Default: the paper's."""
     steps: int | None = None
     """Outer steps. Default: the paper's."""
     inner_steps: int | None = None
@@ -72,8 +73,8 @@ class Evaluate:
     """Test episodes. Default: the run's."""
     query_mode: Literal["transductive", "inductive"] | None = None
     """Whether test queries are seen together, or each alone with the support set. Default: the run's."""
-    seed: int = 0
-    """Of the test episodes."""
+    seed: int | None = None
+    """Of the test episodes. Default: the run's."""
     data_dir: str | None = None
     """Where TensorFlow Datasets keeps Omniglot. Default: the run's."""
 
@@ -153,10 +154,12 @@ def _train(command: Train) -> None:
     from jaxmeta import presets
     from jaxmeta.training import _plots, _run, evaluate, fit
 
-    preset = presets.settings(command.method, command.dataset, ways=command.ways, shots=command.shots)
+    preset = presets.settings(
+        command.method, command.dataset, ways=command.ways, shots=command.shots, queries=command.queries
+    )
     asked = {
         name: value
-        for name in ("queries", "steps", "inner_steps", "inner_lr", "meta_batch", "outer_lr", "episodes", "data_dir")
+        for name in ("steps", "inner_steps", "inner_lr", "meta_batch", "outer_lr", "episodes", "data_dir")
         if (value := getattr(command, name)) is not None
     }
     settings = dataclasses.replace(preset, query_mode=command.query_mode, **asked)
@@ -228,7 +231,7 @@ def _evaluate(command: Evaluate) -> None:
         params,
         setup.test_source,
         episodes=settings.episodes,
-        seed=command.seed,
+        seed=config["fit"]["seed"] if command.seed is None else command.seed,
         query_mode=settings.query_mode,  # pyright: ignore[reportArgumentType]
     )
     found = {"step": step, "inner_steps": settings.eval_inner_steps, **evaluation.summary()}

@@ -5,8 +5,7 @@ An episode is one few-shot task, cut in two:
     support  S = {(x_i, y_i)}   what the learner may adapt on,
     query    Q = {(x_j, y_j)}   what it is judged by.
 
-Everything here is unbatched: one episode. Batches of episodes are made by `jax.vmap` in
-`jaxmeta.batch_meta_grad`, and nowhere else.
+Everything here is unbatched: one episode. A batch of episodes is an `Episode` whose arrays have one more axis in front.
 """
 
 from typing import Any, NamedTuple
@@ -42,7 +41,11 @@ class Episode(NamedTuple):
 
 
 def is_classification(y: jax.Array) -> bool:
-    """Whether targets are class labels (integers) rather than real values."""
+    """Whether targets are class labels (integers) rather than real values.
+
+    >>> is_classification(jnp.arange(3)), is_classification(jnp.ones((3, 1)))
+    (True, False)
+    """
     return jnp.issubdtype(y.dtype, jnp.integer)
 
 
@@ -59,11 +62,12 @@ def check_episode(episode: Episode, *, ways: int | None = None) -> None:
 
     Args:
         episode: the episode to check.
-        ways: number of classes that labels must fall into; None to leave label values unchecked.
+        ways: number of classes that labels must fall into, and that the support set must show; None to leave label
+            values unchecked.
 
     Raises:
         TypeError: a part is not a `Batch`, or support and query disagree on the kind of target.
-        ValueError: lengths or shapes disagree, or a label falls outside `[0, ways)`.
+        ValueError: lengths or shapes disagree, a label falls outside `[0, ways)`, or a class has no support example.
 
     >>> import jax.numpy as jnp
     >>> batch = Batch(jnp.zeros((5, 3)), jnp.arange(4))
@@ -116,3 +120,5 @@ def _check_labels(name: str, labels: jax.Array, ways: int | None) -> None:
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= ways:
         raise ValueError(f"ways={ways}, so {name}.y must lie in [0, {ways}), but holds labels {low}..{high}")
+    if name == "support" and (found := len(np.unique(labels))) < ways:
+        raise ValueError(f"ways={ways}, but the support set has {found} distinct labels")

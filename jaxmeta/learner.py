@@ -9,6 +9,8 @@ A method is three pure functions over one episode:
 and the meta-gradient of a meta-batch of T tasks is the mean
 
     G = 1/T sum_t meta_grad(params, episode_t, key_t).
+
+Training and every comparison map tasks here and nowhere else; `jaxmeta.evaluate` maps test episodes by the same rule.
 """
 
 import functools
@@ -18,6 +20,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import PartitionSpec as P
 
 from jaxmeta._memory import peak_bytes
@@ -50,7 +53,8 @@ class MetaLearner(NamedTuple):
             shapes, and checks the labels where they are known.
         meta_grad: `(params, episode, key) -> (grads, metrics)`. `grads` has the structure of `params`
             and is what the outer optimiser descends; it need not be the gradient of anything (Reptile's
-            is not). `metrics` is a flat dict of scalars with at least `loss`.
+            is not). Where `params` has a `Carried`, `grads` has the `Replacement`. `metrics` is a flat dict of
+            scalars with at least `loss`.
         predict: `(params, support, query_x, key) -> predictions`: logits `[q, ways]` or values `[q, d]`.
         predict_path: like `predict`, but after 0, 1, .., K adaptation steps: `[K + 1, q, ...]`, the last
             being `predict`'s. None for methods that do not adapt in steps.
@@ -60,6 +64,79 @@ class MetaLearner(NamedTuple):
     meta_grad: Callable[[Params, Episode, jax.Array], tuple[Params, Metrics]]
     predict: Callable[[Params, Batch, jax.Array, jax.Array], jax.Array]
     predict_path: Callable[[Params, Batch, jax.Array, jax.Array], jax.Array] | None = None
+
+
+class Carried(NamedTuple):
+    """A part of meta-parameters that no optimiser descends: it is carried along and replaced at every outer step.
+
+    What an inner optimiser remembers from task to task is one. `outer_step` replaces it by the `Replacement` that
+    stands in its place among the gradients. The two are different pytrees, so that an outer step which forgets the
+    difference fails, instead of descending a memory.
+
+    Attributes:
+        value: any pytree of numeric arrays.
+    """
+
+    value: Any
+
+
+class Replacement(NamedTuple):
+    """The next value of a `Carried`, in its place among the gradients.
+
+    Attributes:
+        value: a pytree with the structure of the `Carried`'s; over a meta-batch, its mean over the tasks.
+    """
+
+    value: Any
+
+
+def descended(params: Params) -> Params:
+    """The part of meta-parameters or gradients that an outer optimiser descends: all but what is `Carried`.
+
+    >>> descended({"weights": 1.0, "memory": Carried(2.0)})
+    {'memory': MaskedNode(), 'weights': 1.0}
+    """
+    return jax.tree.map(lambda node: optax.MaskedNode() if _is_carried(node) else node, params, is_leaf=_is_carried)
+
+
+def outer_step(
+    optimizer: optax.GradientTransformation, params: Params, grads: Params, opt_state: optax.OptState
+) -> tuple[Params, optax.OptState]:
+    """One outer step: descends the gradients, and replaces what is `Carried`.
+
+    Where nothing is carried this is `optimizer.update` followed by `optax.apply_updates`.
+
+    Args:
+        optimizer: the outer optimiser, any Optax transformation.
+        params: meta-parameters.
+        grads: what `batch_meta_grad` returned for them.
+        opt_state: the outer optimiser's state, at first `optimizer.init(descended(params))`.
+
+    Returns:
+        `(params, opt_state)` after the step.
+
+    >>> import optax
+    >>> params = {"weights": jnp.array(1.0), "memory": Carried(jnp.array(2.0))}
+    >>> grads = {"weights": jnp.array(3.0), "memory": Replacement(jnp.array(5.0))}
+    >>> optimizer = optax.sgd(0.1)
+    >>> moved, _ = outer_step(optimizer, params, grads, optimizer.init(descended(params)))
+    >>> round(float(moved["weights"]), 4), float(moved["memory"].value)
+    (0.7, 5.0)
+    """
+    weights = descended(params)
+    updates, opt_state = optimizer.update(descended(grads), opt_state, weights)
+    moved = optax.apply_updates(weights, updates)
+
+    def join(before: Any, after: Any, grad: Any) -> Any:
+        if not _is_carried(before):
+            return after
+        return Carried(jax.tree.map(lambda old, new: new.astype(old.dtype), before.value, grad.value))
+
+    return jax.tree.map(join, params, moved, grads, is_leaf=_is_carried), opt_state
+
+
+def _is_carried(node: Any) -> bool:
+    return isinstance(node, Carried | Replacement)
 
 
 def batch_meta_grad(
@@ -94,6 +171,16 @@ def batch_meta_grad(
     Raises:
         ValueError: the arrays of `episodes` disagree on the number of tasks, or `chunk` or `devices` does not
             divide what it must.
+
+    >>> learner = MetaLearner(
+    ...     init=lambda key, episode: jnp.zeros(()),
+    ...     meta_grad=lambda w, episode, key: (w - episode.query.x.mean(), {"loss": w}),
+    ...     predict=lambda w, support, query_x, key: query_x,
+    ... )
+    >>> tasks = Batch(jnp.array([[1.0], [5.0]]), jnp.zeros((2, 1)))
+    >>> grads, _ = batch_meta_grad(learner, jnp.zeros(()), Episode(tasks, tasks), jax.random.key(0), devices=1)
+    >>> float(grads)
+    -3.0
     """
     tasks = count_tasks(episodes)
     mesh = task_mesh(tasks, devices)

@@ -21,6 +21,10 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     Returns:
         A scalar.
 
+    Raises:
+        TypeError: the labels are not integers.
+        ValueError: there is not one label for each row, or there are no rows.
+
     >>> import jax.numpy as jnp
     >>> round(float(cross_entropy(jnp.zeros((2, 5)), jnp.array([0, 3]))), 4)  # log 5
     1.6094
@@ -38,6 +42,14 @@ def mean_squared_error(values: jax.Array, targets: jax.Array) -> jax.Array:
 
     Returns:
         A scalar.
+
+    Raises:
+        TypeError: the targets are integers.
+        ValueError: the shapes differ, or there are no examples.
+
+    >>> import jax.numpy as jnp
+    >>> float(mean_squared_error(jnp.zeros((2, 1)), jnp.array([[1.0], [3.0]])))
+    5.0
     """
     _check_pair(values, targets, integer=False)
     return jnp.mean((values - targets) ** 2)
@@ -52,13 +64,36 @@ def accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
     Returns:
         A scalar.
+
+    Raises:
+        TypeError, ValueError: as `cross_entropy`.
+
+    >>> import jax.numpy as jnp
+    >>> float(accuracy(jnp.array([[0.1, 0.9], [0.8, 0.2]]), jnp.array([1, 1])))
+    0.5
     """
     _check_pair(logits, labels, integer=True)
     return jnp.mean(jnp.argmax(logits, axis=-1) == labels)
 
 
 def score(predictions: jax.Array, targets: jax.Array) -> tuple[str, jax.Array]:
-    """What a task is judged by: accuracy for integer labels, mean squared error for real targets."""
+    """What a task is judged by: accuracy for integer labels, mean squared error for real targets.
+
+    Args:
+        predictions: logits `[n, ways]` or values `[n, d]`.
+        targets: labels `[n]` or real targets `[n, d]`.
+
+    Returns:
+        `("accuracy", scalar)` or `("mse", scalar)`.
+
+    Raises:
+        ValueError: the shapes do not fit each other, or there are no examples.
+
+    >>> import jax.numpy as jnp
+    >>> name, value = score(jnp.array([[0.1, 0.9]]), jnp.array([1]))
+    >>> name, float(value)
+    ('accuracy', 1.0)
+    """
     if is_classification(targets):
         return "accuracy", accuracy(predictions, targets)
     return "mse", mean_squared_error(predictions, targets)
@@ -68,6 +103,8 @@ def _check_pair(predictions: jax.Array, targets: jax.Array, *, integer: bool) ->
     if integer != is_classification(targets):
         wanted = "integer labels [n]" if integer else "real targets [n, d]"
         raise TypeError(f"targets must be {wanted}, but have dtype {targets.dtype} and shape {targets.shape}")
+    if not targets.size:
+        raise ValueError(f"targets hold no examples to take a mean over: their shape is {targets.shape}")
     expected = predictions.shape[:-1] if integer else predictions.shape
     if targets.shape != expected:
         raise ValueError(

@@ -1,12 +1,17 @@
 """The command line: it runs from train to evaluate, and bad input is one line and an exit code."""
 
+import dataclasses
 import json
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
 import pytest
 from test_tasks import draw_folder
 
-from jaxmeta import cli, presets
+from jaxmeta import adapt, cli, losses, mask_by_path, nn, presets
 
 
 def run(*words: str) -> int:
@@ -73,6 +78,53 @@ def test_every_method_trains_on_images_of_ones_own(method: str, tmp_path: Path) 
     assert run("evaluate", tmp_path / "run", "--query-mode", "inductive") == 0
 
 
+def test_ones_own_images_are_not_turned_and_are_found_from_anywhere(tmp_path, monkeypatch) -> None:
+    draw_folder(tmp_path / "letters", {"a": 2, "b": 2})
+    monkeypatch.chdir(tmp_path)
+    preset = presets.settings("maml", "letters", ways=2)
+    assert preset.dataset == str(tmp_path / "letters")
+    assert (preset.train_rotations, preset.test_rotations) == ("none", "none")
+
+
+def test_maml_s_preset_leaves_the_offsets_of_batch_normalisation_out_of_the_inner_loop() -> None:
+    setup = presets.build(presets.settings("maml", "glyphs"))
+    support, query = setup.train_source.sample(setup.train_source.data, jax.random.key(0))
+    model = nn.Conv4(5, pool="stride", readout="mean", norm_scale=False)
+    params = model.init(jax.random.key(1), support.x)
+    adapted = adapt(
+        lambda p, batch: losses.cross_entropy(model.apply(p, batch.x), batch.y),
+        params,
+        support,
+        optimizer=optax.sgd(2.0),
+        steps=3,
+        mask=mask_by_path(lambda path: not path.startswith("params/norm_")),
+    )
+    found = setup.learner.predict(params, support, query.x, jax.random.key(2))
+    np.testing.assert_allclose(found, model.apply(adapted.params, query.x), rtol=1e-3, atol=1e-3)
+
+
+def test_reptile_s_preset_moves_epsilon_of_the_way_falling_to_none() -> None:
+    settings = dataclasses.replace(presets.settings("reptile", "sinusoid"), steps=10)
+    optimizer, direction = presets.build(settings).optimizer, jnp.array(1 / settings.inner_lr)
+    state, steps = optimizer.init(direction), []
+    for _ in range(11):
+        update, state = optimizer.update(direction, state)
+        steps.append(-float(update))
+    np.testing.assert_allclose(steps, np.linspace(0.1, 0.0, 11), atol=1e-7)
+
+
+def test_the_seed_seeds_training_and_test_episodes(tmp_path: Path) -> None:
+    words = ("train", "--steps", "2", "--meta-batch", "2", "--episodes", "4", "--seed")
+    results = {}
+    for name, seed in {"a": 1, "b": 1, "c": 2}.items():
+        assert run(*words, seed, "--out", tmp_path / name) == 0
+        found = json.loads((tmp_path / name / "result.json").read_text())
+        metrics = json.loads((tmp_path / name / "metrics.jsonl").read_text().splitlines()[0])
+        results[name] = (found["episode_hash"], found["mean"], metrics["loss"])
+    assert results["a"] == results["b"]
+    assert all(one != other for one, other in zip(results["a"], results["c"], strict=True))
+
+
 def test_list_names_every_method(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("list") == 0
     out = capsys.readouterr().out
@@ -105,11 +157,16 @@ def test_help_is_complete(command: tuple[str, ...], capsys: pytest.CaptureFixtur
     [
         ("train mamel", "unknown method 'mamel'; the methods are maml, fomaml, reptile"),
         ("train --dataset mnist", "dataset 'mnist' is none of sinusoid, glyphs, omniglot, and there is no folder at"),
-        ("train --dataset glyphs --ways 81", "ways=81, but there are 80 classes"),
-        ("train --dataset glyphs --shots 15 --queries 6", "shots=15 and queries=15 want 30 examples of every class"),
+        ("train --dataset=", "dataset '' is none of sinusoid, glyphs, omniglot, and there is no folder at ''"),
+        ("train --ways 5", "ways=5, but sinusoid is a regression, which has no classes"),
+        ("train --dataset glyphs --ways 81", "test episodes: ways=81, but there are 80 classes"),
         (
-            "train --dataset glyphs --shots 10 --queries 11",
-            "want 21 examples of every class, but class glyph_320 has 20",
+            "train --dataset glyphs --shots 15 --queries 6",
+            "training episodes: shots=15 and queries=6 want 21 examples of every class",
+        ),
+        (
+            "train reptile --dataset glyphs --shots 10 --queries 11",
+            "test episodes: shots=10 and queries=11 want 21 examples of every class, but class glyph_320 has 20",
         ),
         ("train --ways five", "invalid literal for int() with base 10: 'five'"),
         ("train --steps 0", "steps must be 1 or more, but is 0"),
@@ -160,6 +217,10 @@ def test_presets_are_the_papers() -> None:
     assert (twenty.inner_lr, twenty.inner_steps, twenty.eval_inner_steps, twenty.meta_batch) == (0.1 * 20, 5, 5, 16)
     reptile = presets.settings("reptile", "omniglot", shots=5)
     assert (reptile.train_shots, reptile.shots, reptile.inner_batch, reptile.meta_batch) == (10, 5, 10, 5)
-    assert presets.settings("maml", "omniglot", shots=5).train_queries == 5
+    assert (reptile.train_subset, reptile.train_rotations, reptile.test_rotations) == ("trainval", "classes", "none")
+    more = presets.settings("maml", "omniglot", shots=5)
+    assert (more.train_shots, more.train_queries, more.shots, more.queries) == (5, 5, 5, 5)
+    more = presets.settings("maml", "omniglot", shots=15, queries=3)
+    assert (more.train_shots, more.train_queries, more.shots, more.queries) == (15, 3, 15, 3)
     sinusoid = presets.settings("maml", "sinusoid")
     assert (sinusoid.train_shots, sinusoid.shots, sinusoid.steps, sinusoid.meta_batch) == (10, 5, 70_000, 25)

@@ -25,6 +25,7 @@ def test_a_good_episode_passes_inside_and_outside_jit() -> None:
         ((batch(), batch(shape=(2,))), ValueError, r"support input has shape \(3,\) and a query input \(2,\)"),
         ((batch(), batch(labels=[0.5] * 4)), TypeError, "support.y and query.y must both be integer"),
         ((batch(), batch(labels=[0, 1, 2, 1])), ValueError, r"ways=2, so query.y must lie in \[0, 2\), but .* 0..2"),
+        ((batch(labels=[1, 1, 1, 1]), batch()), ValueError, "ways=2, but the support set has 1 distinct labels"),
         ((batch(), batch(labels=[0, -1, 1, 1])), ValueError, "query.y must lie in .* -1..1"),
         ((batch(labels=[[0], [1], [0], [1]]), batch()), ValueError, r"support.y .* must be \[n\], but is \(4, 1\)"),
         (((jnp.zeros(3), jnp.zeros(3)), batch()), TypeError, "support must be a jaxmeta.Batch.* but is a tuple"),
@@ -49,6 +50,8 @@ def test_losses_name_targets_that_do_not_fit() -> None:
     # The classic silent broadcast: [n, 1] predictions against [n] targets.
     with pytest.raises(ValueError, match=r"predictions of shape \(4, 1\) want targets of shape \(4, 1\)"):
         losses.mean_squared_error(jnp.zeros((4, 1)), jnp.zeros(4))
+    with pytest.raises(ValueError, match=r"targets hold no examples to take a mean over: their shape is \(0,\)"):
+        losses.cross_entropy(jnp.zeros((0, 2)), jnp.zeros(0, jnp.int32))
     with pytest.raises(ValueError, match=r"want targets of shape \(4,\), but they have \(5,\)"):
         losses.accuracy(jnp.zeros((4, 2)), jnp.zeros(5, jnp.int32))
 

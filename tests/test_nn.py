@@ -29,6 +29,8 @@ def count(model, shape) -> int:
         (nn.Conv4(5, pool="stride", readout="flatten"), (28, 28, 1), 113_221),
         (nn.Conv4(20, pool="stride", readout="flatten"), (28, 28, 1), 117_076),
         (nn.Conv4(None), (28, 28, 1), 111_936),
+        (nn.Conv4(None, norm=False), (28, 28, 1), 111_424),
+        (nn.Conv4(5, features=32, padding="SAME"), (84, 84, 3), 34_661),
         (nn.Conv4(None), (84, 84, 3), 113_088),
         (nn.Conv4(5, features=32, norm_scale=False), (84, 84, 3), 32_773),
         (nn.Conv4(5, features=32), (84, 84, 3), 32_901),
@@ -132,12 +134,27 @@ def test_max_pool_has_the_values_and_derivatives_of_flax(size: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("window", "strides", "padding"), [((3, 3), (2, 2), "VALID"), ((2, 2), (2, 2), "SAME"), ((2, 2), None, "SAME")]
+    ("window", "strides", "padding"),
+    [((3, 3), (2, 2), "VALID"), ((2, 2), (2, 2), "SAME"), ((2, 3), (2, 3), "SAME"), ((2, 2), None, "SAME")],
 )
-def test_other_poolings_fall_back(window, strides, padding: str) -> None:
+def test_poolings_over_edges_and_overlaps_are_flaxs(window, strides, padding: str) -> None:
     x = jax.random.normal(jax.random.key(0), (2, 7, 7, 3))
     theirs = fnn.max_pool(x, window, strides=strides, padding=padding)
     np.testing.assert_array_equal(nn.max_pool(x, window, strides, padding), theirs)
+    ours = jax.grad(lambda x: (nn.max_pool(x, window, strides, padding) ** 2).sum())(x)
+    gradient = jax.grad(lambda x: (fnn.max_pool(x, window, strides=strides, padding=padding) ** 2).sum())(x)
+    np.testing.assert_allclose(ours, gradient, rtol=1e-6)
+
+
+@pytest.mark.parametrize("padding", ["VALID", [(-1, 0), (0, 0)], "SAME_LOWER"])
+@pytest.mark.parametrize("size", [2, 5])
+def test_convolutions_at_the_edge_are_those_of_jax(padding, size: int) -> None:
+    """A window larger than the image, padding that cuts, and the third way to pad alike."""
+    layout = ("NHWC", "HWIO", "NHWC")
+    x, w = (jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate([(2, size, size, 1), (3, 3, 1, 2)]))
+    found = nn.conv_general_dilated(x, w, (2, 2), padding, dimension_numbers=layout)
+    expected = jax.lax.conv_general_dilated(x, w, (2, 2), padding, dimension_numbers=layout)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("place", range(4))
@@ -153,6 +170,13 @@ def test_batch_norm_is_flaxs_on_the_batch_at_hand() -> None:
     expected, _ = theirs.apply(variables, x, mutable=["batch_stats"])
     found = nn.BatchNorm().apply({"params": variables["params"]}, x)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_networks_do_not_broadcast_ranks_implicitly() -> None:
+    x = jnp.ones((4, 8, 8, 1))
+    for model in (nn.Conv4(3, features=2, pool="stride"), nn.MLP((4,), 3, norm=True)):
+        with jax.numpy_rank_promotion("raise"):
+            assert model.init_with_output(jax.random.key(0), x)[0].shape == (4, 3)
 
 
 def test_batch_norm_of_a_constant_channel_is_finite_twice_over() -> None:

@@ -1,5 +1,6 @@
 """The package as a whole: what importing it costs, and that its documents tell the truth."""
 
+import inspect
 import re
 import subprocess
 import sys
@@ -36,6 +37,24 @@ def test_every_public_name_is_documented(name: str) -> None:
     assert getattr(jaxmeta, name).__doc__
 
 
+FUNCTIONS = {
+    f"{room}{name}": value
+    for room, module in (("", jaxmeta), ("tasks.", jaxmeta.tasks), ("nn.", jaxmeta.nn), ("losses.", jaxmeta.losses))
+    for name, value in vars(module).items()
+    if inspect.isfunction(value) and not name.startswith("_") and value.__module__.startswith("jaxmeta")
+}
+# They download, read a folder of images or draw a whole character set.
+WITHOUT_EXAMPLE = {"tasks.omniglot", "tasks.prepare_omniglot", "tasks.from_folder", "tasks.glyphs"}
+
+
+@pytest.mark.parametrize("name", sorted(FUNCTIONS))
+def test_every_public_function_shows_how_it_is_used(name: str) -> None:
+    doc = FUNCTIONS[name].__doc__ or ""
+    assert name in WITHOUT_EXAMPLE or ">>> " in doc
+    signature = inspect.signature(FUNCTIONS[name])
+    assert "Args:" in doc or len(signature.parameters) < 2 or "argument" in doc.lower()
+
+
 def test_the_readme_s_example_runs() -> None:
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert blocks
@@ -60,7 +79,10 @@ def test_imports_run_one_way(path: Path) -> None:
     """episode, losses, learner <- inner <- optimization <- training <- presets <- cli; nn and tasks stand aside."""
     order = ["episode", "losses", "_memory", "learner", "inner", "optimization", "training", "presets", "cli"]
     room = path.relative_to(ROOT / "jaxmeta").parts[0].removesuffix(".py")
-    imported = set(re.findall(r"^\s*from jaxmeta\.(\w+)", path.read_text(), re.MULTILINE))
+    text = path.read_text()
+    imported = set(re.findall(r"^\s*(?:from|import) jaxmeta\.(\w+)", text, re.MULTILINE))
+    for names in re.findall(r"^\s*from jaxmeta import ([\w, ]+)", text, re.MULTILINE):
+        imported |= {name.strip() for name in names.split(",")}
     if room == "nn":
         assert imported <= {"nn"}
     elif room == "tasks":

@@ -7,7 +7,19 @@ import optax
 import pytest
 from helpers import assert_trees_close, assert_trees_equal, regression_problem, to_float64
 
-from jaxmeta import Batch, Episode, batch_meta_grad, keep_inner_state, minibatches, nn, reptile, reptile_grad, tasks
+from jaxmeta import (
+    Batch,
+    Carried,
+    Episode,
+    batch_meta_grad,
+    descended,
+    minibatches,
+    nn,
+    outer_step,
+    reptile,
+    reptile_grad,
+    tasks,
+)
 from jaxmeta.inner import minibatch_indices
 from jaxmeta.losses import mean_squared_error
 
@@ -120,22 +132,51 @@ def test_adam_with_beta1_zero_takes_its_textbook_steps() -> None:
 
 def test_persistent_state_carries_over_and_is_replaced_not_descended() -> None:
     learner, episode, params = small_reptile(persistent=True, inner_optimizer=optax.adam(0.01, b1=0.0))
-    outer = keep_inner_state(optax.sgd(0.5))
-    state = outer.init(params)
+    outer = optax.sgd(0.5)
+    state = outer.init(descended(params))
     counts = []
     for i in range(3):
         grads, _ = batch_meta_grad(
             learner, params, jax.tree.map(lambda leaf: leaf[None].repeat(2, 0), episode), jax.random.key(i)
         )
-        updates, state = outer.update(grads, state, params)
-        params = optax.apply_updates(params, updates)
-        counts.append(int(params.inner_state[0].count))
-        assert params.inner_state[0].count.dtype == jnp.int32
+        params, state = outer_step(outer, params, grads, state)
+        counts.append(int(params.inner_state.value[0].count))
+        assert params.inner_state.value[0].count.dtype == jnp.int32
     assert counts == [3, 6, 9]
-    assert max(float(leaf.max()) for leaf in jax.tree.leaves(params.inner_state[0].nu)) > 0
+    assert max(float(leaf.max()) for leaf in jax.tree.leaves(params.inner_state.value[0].nu)) > 0
     before = jax.tree.map(jnp.copy, params)
     learner.predict(params, episode.support, episode.query.x, jax.random.key(0))
     assert_trees_equal(params, before)  # evaluation starts from the state and leaves it
+
+
+def test_an_outer_step_that_forgets_the_inner_state_fails_instead_of_descending_it() -> None:
+    learner, episode, params = small_reptile(persistent=True, inner_optimizer=optax.adam(0.01, b1=0.0))
+    assert isinstance(params.inner_state, Carried)
+    grads, _ = learner.meta_grad(params, episode, jax.random.key(0))
+    with pytest.raises(ValueError, match="Carried"):
+        optax.apply_updates(params, grads)
+    with pytest.raises(ValueError, match="Carried"):
+        optax.adam(0.1).update(grads, optax.adam(0.1).init(params), params)
+
+
+def test_a_state_that_cannot_be_averaged_is_refused() -> None:
+    noisy = optax.chain(optax.add_noise(0.1, 0.55, jax.random.key(0)), optax.sgd(0.01))
+    with pytest.raises(TypeError, match=r"averages the inner optimiser's state .* but holds key<fry>"):
+        small_reptile(persistent=True, inner_optimizer=noisy)
+
+
+def test_metrics_are_those_of_the_last_inner_step_and_the_rate_may_be_traced() -> None:
+    def loss_fn(w, target):
+        return (w - target) ** 2, {"distance": abs(w - target)}
+
+    def direction(rate):
+        return reptile_grad(
+            loss_fn, jnp.array(0.0), jnp.array(1.0), optimizer=optax.sgd(0.25), inner_lr=rate, steps=2, has_aux=True
+        )
+
+    grads, metrics = jax.jit(direction)(0.25)
+    np.testing.assert_allclose(grads, -0.75 / 0.25)
+    np.testing.assert_allclose((metrics["loss"], metrics["distance"]), (0.25, 0.5))
 
 
 def test_reptile_uses_every_example_of_the_episode() -> None:
@@ -190,9 +231,8 @@ def test_persistent_state_is_averaged_over_tasks_and_predict_starts_from_it() ->
     source = tasks.sinusoid(shots=5, queries=5)
     episodes = jax.vmap(source.sample, (None, 0))((), jax.random.split(jax.random.key(3), 2))
     grads, _ = batch_meta_grad(learner, params, episodes, jax.random.key(9))
-    outer = keep_inner_state(optax.sgd(0.5))
-    updates, _ = outer.update(grads, outer.init(params), params)
-    moved = optax.apply_updates(params, updates)
+    outer = optax.sgd(0.5)
+    moved, _ = outer_step(outer, params, grads, outer.init(descended(params)))
     model, inner = nn.MLP((8,), 1), optax.adam(0.01, b1=0.0)
 
     def steps(weights, state, batch, key, size, count):
@@ -207,13 +247,13 @@ def test_persistent_state_is_averaged_over_tasks_and_predict_starts_from_it() ->
     for i, key in enumerate(jax.random.split(jax.random.key(9), 2)):
         episode = jax.tree.map(lambda leaf, i=i: leaf[i], episodes)
         pool = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), *episode)
-        ends.append(steps(params.params, params.inner_state, pool, key, 4, 3)[1][0].nu)
+        ends.append(steps(params.params, params.inner_state.value, pool, key, 4, 3)[1][0].nu)
     expected = jax.tree.map(lambda a, b: (a + b) / 2, *ends)
-    assert_trees_close(moved.inner_state[0].nu, expected, rtol=1e-4, atol=1e-9)
+    assert_trees_close(moved.inner_state.value[0].nu, expected, rtol=1e-4, atol=1e-9)
     assert float(optax.tree.norm(jax.tree.map(jnp.subtract, *ends))) > 0
 
     support, query = jax.tree.map(lambda leaf: leaf[0], episodes)
-    adapted, _ = steps(moved.params, moved.inner_state, support, jax.random.key(4), 3, 2)
+    adapted, _ = steps(moved.params, moved.inner_state.value, support, jax.random.key(4), 3, 2)
     found = learner.predict(moved, support, query.x, jax.random.key(4))
     np.testing.assert_allclose(found, model.apply(adapted, query.x), rtol=1e-4, atol=1e-5)
 
@@ -224,12 +264,23 @@ def test_the_key_draws_the_minibatches() -> None:
     assert float(optax.tree.norm(jax.tree.map(jnp.subtract, one, other))) > 0
 
 
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"batch_size": 0}, "batch_size must be 1 or more, but is 0"),
+        ({"eval_batch_size": -1}, "eval_batch_size must be 1 or more, but is -1"),
+        ({"eval_steps": -1}, "eval_steps must be 0 or more, but is -1"),
+    ],
+)
+def test_the_factory_refuses_sizes_out_of_range(kwargs, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        reptile(nn.MLP((8,), 1), inner_optimizer=optax.sgd(0.1), inner_lr=0.1, **kwargs)
+
+
 def test_what_reptile_cannot_use_is_named() -> None:
     learner, episode, params = small_reptile()
     empty = jax.tree.map(lambda leaf: leaf[:0], episode)
     with pytest.raises(ValueError, match="support and query hold no examples"):
         learner.meta_grad(params, empty, jax.random.key(0))
-    with pytest.raises(TypeError, match=r"reptile\(persistent=True\).* but these are a dict"):
-        keep_inner_state(optax.sgd(0.1)).init(params)
     with pytest.raises(ValueError, match=r"arrays of one length, but their lengths are \[2, 3\]"):
         minibatches(jax.random.key(0), (jnp.ones(2), jnp.ones(3)), batch_size=1, steps=1)

@@ -98,11 +98,18 @@ def test_arrays_become_classes() -> None:
         (np.zeros((2, 2)), [0.0, 1.0], "dtype float64"),
         (np.zeros((0, 2)), np.zeros(0, int), "at least one example"),
         (np.array([[np.nan], [0.0]]), [0, 1], "x must be finite"),
+        (np.array([[1e300], [0.0]]), [0, 1], "x must be finite in 32 bits"),
+        (np.array([[2**40], [0]]), [0, 1], r"x must fit 32-bit integers, but lies in \[0, 1099511627776\]"),
     ],
 )
 def test_arrays_that_cannot_be_are_refused(x, y, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         tasks.from_arrays(x, y)
+
+
+def test_examples_that_are_no_numbers_are_refused() -> None:
+    with pytest.raises(TypeError, match="x must hold numbers, but has dtype <U1"):
+        tasks.from_arrays(np.array(["a", "b"]), [0, 1])
 
 
 def draw_folder(root: Path, counts: dict[str, int]) -> None:

@@ -30,16 +30,18 @@ class Adapted(NamedTuple):
         opt_state: the inner optimiser's state after the last step.
         losses: `[steps]`, the loss that each step descended: L(phi_j; B_j), before step j.
         path: the parameters phi_0 .. phi_K with a leading axis of `steps + 1`, or None if not asked for.
+        aux: what `loss_fn` returned beside each of `losses`, with a leading axis of `steps`; None without `has_aux`.
     """
 
     params: Any
     opt_state: optax.OptState
     losses: jax.Array
     path: Any = None
+    aux: Any = None
 
 
 def adapt(
-    loss_fn: Callable[[Any, Any], jax.Array],
+    loss_fn: Callable[[Any, Any], Any],
     params: Any,
     batch: Any,
     *,
@@ -47,13 +49,14 @@ def adapt(
     steps: int,
     minibatched: bool = False,
     mask: Any = None,
+    has_aux: bool = False,
     opt_state: optax.OptState | None = None,
     return_path: bool = False,
 ) -> Adapted:
     """Takes `steps` gradient steps on a task's loss.
 
     Args:
-        loss_fn: `(params, batch) -> scalar`. Pure; any model, any loss.
+        loss_fn: `(params, batch) -> scalar`, or `-> (scalar, aux)` with `has_aux`. Pure; any model, any loss.
         params: where to start, any pytree of floating-point arrays.
         batch: what `loss_fn` is given at every step, any pytree.
         optimizer: any Optax transformation, for instance `optax.sgd(0.01)`. To differentiate through it, its update
@@ -64,6 +67,7 @@ def adapt(
         mask: which parameters adapt: a pytree of bools, a function from parameters to one (such as
             `mask_by_path` makes), or None for all. The others are passed through untouched; they stay inputs
             of the loss, so they still receive meta-gradients.
+        has_aux: `loss_fn` also returns a pytree of arrays, which is kept for each step.
         opt_state: the inner optimiser's state to start from; None for a fresh one.
         return_path: also return the parameters before, between and after the steps.
 
@@ -71,6 +75,7 @@ def adapt(
         An `Adapted`.
 
     Raises:
+        TypeError: `optimizer` is no Optax transformation, or `loss_fn` returns no array.
         ValueError: `steps` is negative, a mini-batched array lacks the step axis, `loss_fn` does not return
             a scalar, or the mask does not fit.
 
@@ -83,7 +88,8 @@ def adapt(
     References:
         Finn, Abbeel, Levine 2017, arXiv:1703.03400, equation 1.
     """
-    _check(batch, steps, minibatched)
+    check_inner_loop(optimizer, steps)
+    _check_minibatches(batch, steps, minibatched)
     adapting, staying = partition(params, mask)
     optimizer = optax.with_extra_args_support(optimizer)
     state = optimizer.init(adapting) if opt_state is None else opt_state
@@ -92,20 +98,24 @@ def adapt(
         adapting, state = carry
         current = batch if step_batch is None else step_batch
 
-        def objective(part: Any) -> jax.Array:
-            return _scalar(loss_fn(merge(part, staying), current))
+        def objective(part: Any) -> tuple[jax.Array, Any]:
+            found = loss_fn(merge(part, staying), current)
+            loss, aux = found if has_aux else (found, None)
+            return _scalar(loss), aux
 
-        loss, grads = jax.value_and_grad(objective)(adapting)
+        (loss, aux), grads = jax.value_and_grad(objective, has_aux=True)(adapting)
         # Some transformations, such as Polyak's step or a line search, also want the loss and the means to evaluate it.
-        updates, state = optimizer.update(grads, state, adapting, value=loss, grad=grads, value_fn=objective)
+        updates, state = optimizer.update(
+            grads, state, adapting, value=loss, grad=grads, value_fn=lambda part: objective(part)[0]
+        )
         moved = optax.apply_updates(adapting, updates)
-        return (moved, state), (loss, moved if return_path else None)
+        return (moved, state), (loss, aux, moved if return_path else None)
 
-    (adapting, state), (losses, moved) = jax.lax.scan(
+    (adapting, state), (losses, aux, moved) = jax.lax.scan(
         step, (adapting, state), batch if minibatched else None, length=steps
     )
     path = _path(params, moved, staying, steps) if return_path else None
-    return Adapted(merge(adapting, staying), state, losses, path)
+    return Adapted(merge(adapting, staying), state, losses, path, aux)
 
 
 def _path(params: Any, moved: Any, staying: Any, steps: int) -> Any:
@@ -114,9 +124,17 @@ def _path(params: Any, moved: Any, staying: Any, steps: int) -> Any:
     return jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest]), params, merge(moved, stays))
 
 
-def _check(batch: Any, steps: int, minibatched: bool) -> None:
-    if steps < 0:
-        raise ValueError(f"steps must be 0 or more, but is {steps}")
+def check_inner_loop(optimizer: Any, steps: int | None, name: str = "steps", least: int = 0) -> None:
+    """Raises if an inner loop could not run: `steps` is too few, or `optimizer` is no Optax transformation."""
+    if steps is not None and steps < least:
+        raise ValueError(f"{name} must be {least} or more, but is {steps}")
+    if not callable(getattr(optimizer, "init", None)) or not callable(getattr(optimizer, "update", None)):
+        raise TypeError(
+            f"the inner optimizer must be an Optax transformation, such as optax.sgd(0.1), but is {optimizer!r}"
+        )
+
+
+def _check_minibatches(batch: Any, steps: int, minibatched: bool) -> None:
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(batch)]
     if minibatched and any(shape[:1] != (steps,) for shape in shapes):
         raise ValueError(
@@ -125,7 +143,7 @@ def _check(batch: Any, steps: int, minibatched: bool) -> None:
         )
 
 
-def _scalar(loss: jax.Array) -> jax.Array:
+def _scalar(loss: Any) -> jax.Array:
     if isinstance(loss, tuple | dict):
         raise TypeError(
             f"loss_fn must return a scalar, but returned a {type(loss).__name__}; has_aux=True takes metrics"

@@ -57,6 +57,10 @@ def minibatches(key: jax.Array, batch: Any, *, batch_size: int, steps: int, repl
 
     Raises:
         ValueError: the arrays differ in length, or as `minibatch_indices`.
+
+    >>> drawn = minibatches(jax.random.key(0), jnp.arange(6.0), batch_size=3, steps=2)
+    >>> drawn.shape, sorted(drawn.ravel().tolist())
+    ((2, 3), [0.0, 1.0, 2.0, 3.0, 4.0, 5.0])
     """
     sizes = sorted({leaf.shape[0] for leaf in jax.tree.leaves(batch)})
     if len(sizes) != 1:

@@ -34,7 +34,8 @@ def conv_general_dilated(
 
     Pass it to Flax, `nn.Conv(64, (3, 3), conv_general_dilated=jaxmeta.nn.conv_general_dilated)`: parameters
     and outputs stay those of `nn.Conv`. Channels-last convolutions without groups or input dilation take the
-    matrix form; everything else falls back to JAX's own operation.
+    matrix form; everything else falls back to JAX's own operation, and so do windows larger than the padded input and
+    negative padding.
 
     Args:
         lhs: inputs `[n, *spatial, channels]`.
@@ -51,34 +52,41 @@ def conv_general_dilated(
 
     Returns:
         `[n, *out, features]`.
+
+    Raises:
+        TypeError, ValueError: as `jax.lax.conv_general_dilated`.
+
+    >>> images, kernel = jnp.ones((1, 4, 4, 1)), jnp.ones((3, 3, 1, 2))
+    >>> conv_general_dilated(images, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))[0, 0, 0]
+    Array([9., 9.], dtype=float32)
     """
     spatial = lhs.ndim - 2
     layout = jax.lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
     last = (0, spatial + 1, *range(1, spatial + 1))
     channels_last = layout == jax.lax.ConvDimensionNumbers(last, (spatial + 1, spatial, *range(spatial)), last)
-    dilation = tuple(rhs_dilation or (1,) * spatial)
-    plain = feature_group_count == batch_group_count == 1 and all(d == 1 for d in lhs_dilation or ())
-    if not (channels_last and plain):
-        return jax.lax.conv_general_dilated(
-            lhs,
-            rhs,
-            window_strides,
-            padding,
-            lhs_dilation,
-            rhs_dilation,
-            layout,
-            feature_group_count,
-            batch_group_count,
-            precision,
-            preferred_element_type,
-        )
-    window = rhs.shape[:spatial]
-    if isinstance(padding, str):
+    ungrouped = feature_group_count == batch_group_count == 1
+    window, strides, dilation = rhs.shape[:spatial], tuple(window_strides), tuple(rhs_dilation or (1,) * spatial)
+    if channels_last and ungrouped and all(d == 1 for d in lhs_dilation or ()):
         reach = [(k - 1) * d + 1 for k, d in zip(window, dilation, strict=True)]
-        padding = jax.lax.padtype_to_pads(lhs.shape[1:-1], reach, window_strides, padding)
-    patches = _patches(lhs, window, tuple(window_strides), padding, dilation)
-    kernel = rhs.reshape(math.prod(rhs.shape[:-1]), rhs.shape[-1])
-    return jnp.matmul(patches, kernel, precision=precision, preferred_element_type=preferred_element_type)
+        sizes = lhs.shape[1:-1]
+        pads = jax.lax.padtype_to_pads(sizes, reach, strides, padding) if isinstance(padding, str) else padding
+        if all(n + sum(pad) >= r and min(pad) >= 0 for n, pad, r in zip(sizes, pads, reach, strict=True)):
+            patches = _patches(lhs, window, strides, pads, dilation)
+            kernel = rhs.reshape(math.prod(rhs.shape[:-1]), rhs.shape[-1])
+            return jnp.matmul(patches, kernel, precision=precision, preferred_element_type=preferred_element_type)
+    return jax.lax.conv_general_dilated(
+        lhs,
+        rhs,
+        window_strides,
+        padding,
+        lhs_dilation,
+        rhs_dilation,
+        layout,
+        feature_group_count,
+        batch_group_count,
+        precision,
+        preferred_element_type,
+    )
 
 
 def _patches(

@@ -5,7 +5,9 @@
 | MAML, Omniglot | `Conv4(5, pool="stride", readout="mean", norm_scale=False)` | 112,005 |
 | Reptile, Omniglot | `Conv4(5, pool="stride", readout="flatten")` | 113,221 |
 | Prototypical Networks | `Conv4(None, pool="max", readout="flatten")` | 111,936 |
+| Without normalisation | `Conv4(None, norm=False)` | 111,424 |
 | MAML, mini-ImageNet (84x84x3) | `Conv4(5, features=32, norm_scale=False)` | 32,773 |
+| Reptile, mini-ImageNet (84x84x3) | `Conv4(5, features=32, padding="SAME")` | 34,661 |
 
 MAML's code draws the head's weights from N(0, 1): `head_init=flax.linen.initializers.normal(1.0)`.
 """
@@ -27,8 +29,10 @@ class Conv4(nn.Module):
     Attributes:
         outputs: width of the linear head, `ways` for a classifier; None for the embedding itself.
         features: channels of every convolution.
-        pool: what halves the image: `"max"`, a 2x2 max-pool that drops odd edges, or `"stride"`, a stride of 2.
+        pool: what halves the image: `"max"`, a 2x2 max-pool, or `"stride"`, a stride of 2.
+        padding: what max-pools do with odd edges: `"VALID"` drops them, `"SAME"` pads them.
         readout: `"flatten"` keeps every position's channels, `"mean"` averages over positions.
+        norm: put batch normalisation before each ReLU.
         norm_scale: learn batch normalisation's factor beside its offset.
         epsilon: batch normalisation's epsilon.
         kernel_init: initialiser of the convolutions; biases start at 0.
@@ -38,7 +42,9 @@ class Conv4(nn.Module):
     outputs: int | None
     features: int = 64
     pool: Literal["max", "stride"] = "max"
+    padding: Literal["VALID", "SAME"] = "VALID"
     readout: Literal["flatten", "mean"] = "flatten"
+    norm: bool = True
     norm_scale: bool = True
     epsilon: float = 1e-3
     kernel_init: Callable[..., jax.Array] = nn.initializers.xavier_uniform()
@@ -49,7 +55,7 @@ class Conv4(nn.Module):
         """Maps images x `[n, height, width, channels]` to `[n, outputs]`, or to embeddings `[n, d]`.
 
         Raises:
-            ValueError: x is not a batch of images, or `pool` or `readout` is unknown.
+            ValueError: x is not a batch of images, or `pool`, `padding` or `readout` is unknown.
         """
         self._check(x)
         for i in range(4):
@@ -61,8 +67,10 @@ class Conv4(nn.Module):
                 conv_general_dilated=conv_general_dilated,
                 name=f"conv_{i}",
             )(x)
-            x = nn.relu(BatchNorm(use_scale=self.norm_scale, epsilon=self.epsilon, name=f"norm_{i}")(x))
-            x = max_pool(x, (2, 2), (2, 2)) if self.pool == "max" else x
+            if self.norm:
+                x = BatchNorm(use_scale=self.norm_scale, epsilon=self.epsilon, name=f"norm_{i}")(x)
+            x = nn.relu(x)
+            x = max_pool(x, (2, 2), (2, 2), self.padding) if self.pool == "max" else x
         x = x.mean((1, 2)) if self.readout == "mean" else x.reshape(x.shape[0], -1)
         return x if self.outputs is None else nn.Dense(self.outputs, kernel_init=self.head_init, name="head")(x)
 
@@ -71,6 +79,7 @@ class Conv4(nn.Module):
             raise ValueError(f'pool must be "max" or "stride", but is {self.pool!r}')
         if self.readout not in ("flatten", "mean"):
             raise ValueError(f'readout must be "flatten" or "mean", but is {self.readout!r}')
-        if x.ndim != 4 or (self.pool == "max" and min(x.shape[1:3]) < 16):
-            least = ", at least 16x16 for four 2x2 poolings" if self.pool == "max" else ""
+        dropping = self.pool == "max" and self.padding == "VALID"
+        if x.ndim != 4 or (dropping and min(x.shape[1:3]) < 16):
+            least = ", at least 16x16 for four 2x2 poolings" if dropping else ""
             raise ValueError(f"x must hold images [n, height, width, channels]{least}, but has shape {x.shape}")

@@ -1,5 +1,7 @@
 """Batch normalisation without memory."""
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -28,9 +30,13 @@ class BatchNorm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Normalises x `[..., channels]` over all its other axes."""
         axes = tuple(range(x.ndim - 1))
-        centred = x - x.mean(axes)
-        factor = jax.lax.rsqrt((centred**2).mean(axes) + self.epsilon)
+        centred = x - x.mean(axes, keepdims=True)
+        factor = jax.lax.rsqrt((centred**2).mean(axes, keepdims=True) + self.epsilon)
         if self.use_scale:
-            factor = factor * self.param("scale", nn.initializers.ones, x.shape[-1:], jnp.float32)
+            factor = factor * self._channels(x, "scale", nn.initializers.ones)
         y = centred * factor
-        return y + self.param("bias", nn.initializers.zeros, x.shape[-1:], jnp.float32) if self.use_bias else y
+        return y + self._channels(x, "bias", nn.initializers.zeros) if self.use_bias else y
+
+    def _channels(self, x: jax.Array, name: str, init: Callable[..., jax.Array]) -> jax.Array:
+        """A parameter `[channels]`, shaped to meet x without implicit broadcasting of ranks."""
+        return self.param(name, init, x.shape[-1:], jnp.float32).reshape((1,) * (x.ndim - 1) + x.shape[-1:])

@@ -15,7 +15,7 @@ def max_pool(
     """Max-pooling, with the signature, values and derivatives of `flax.linen.max_pool`.
 
     Windows that do not overlap are compared slice by slice, so that derivatives are selections; the general
-    windowed reduction, whose derivatives are slow, serves only where windows overlap or cross a padded edge.
+    windowed reduction, whose derivatives are slow, serves only where windows overlap or padding is explicit.
 
     Args:
         x: `[n, *spatial, channels]`.
@@ -28,6 +28,9 @@ def max_pool(
 
     Raises:
         ValueError: `window_shape` or `strides` does not have one entry for each spatial axis, or `padding` is unknown.
+
+    >>> max_pool(jnp.arange(16.0).reshape(1, 4, 4, 1), (2, 2), (2, 2))[0, :, :, 0].tolist()
+    [[5.0, 7.0], [13.0, 15.0]]
     """
     window, steps = tuple(window_shape), tuple(strides or (1,) * len(window_shape))
     spatial = x.shape[1:-1]
@@ -36,12 +39,14 @@ def max_pool(
             f"x has shape {x.shape}, so window_shape and strides want {len(spatial)} entries each, "
             f"but are {window} and {steps}"
         )
-    divides = all(size % step == 0 for size, step in zip(spatial, steps, strict=True))
     if isinstance(padding, str) and padding not in ("VALID", "SAME"):
         raise ValueError(f'padding must be "VALID", "SAME" or explicit pairs, but is {padding!r}')
-    if window != steps or not (divides or padding == "VALID") or not isinstance(padding, str):
+    if window != steps or not isinstance(padding, str):
         return nn.max_pool(x, window, strides=steps, padding=padding)
-    ends = [size - size % step for size, step in zip(spatial, steps, strict=True)]
+    if padding == "SAME":
+        pads = jax.lax.padtype_to_pads(spatial, window, steps, padding)
+        x = jnp.pad(x, ((0, 0), *pads, (0, 0)), constant_values=-jnp.inf) if any(map(any, pads)) else x
+    ends = [size - size % step for size, step in zip(x.shape[1:-1], steps, strict=True)]
     corners = [
         x[(slice(None), *(slice(o, end, s) for o, end, s in zip(offset, ends, steps, strict=True)))]
         for offset in itertools.product(*(range(size) for size in window))

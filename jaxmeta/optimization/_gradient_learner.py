@@ -8,7 +8,7 @@ import optax
 from jax.core import Tracer
 
 from jaxmeta.episode import Batch, Episode, check_episode, is_classification
-from jaxmeta.inner import Adapted, adapt
+from jaxmeta.inner import Adapted, adapt, check_inner_loop
 from jaxmeta.learner import MetaLearner, Metrics, Model, Params
 from jaxmeta.losses import score
 
@@ -106,6 +106,8 @@ def gradient_learner(
     mask: Any,
 ) -> MetaLearner:
     """A learner that adapts on the support set and whose meta-gradient is `estimator`."""
+    check_inner_loop(inner_optimizer, steps)
+    check_inner_loop(inner_optimizer, eval_steps, "eval_steps")
     task = task_of(model, loss)
 
     def meta_grad(params: Params, episode: Episode, key: jax.Array) -> tuple[Params, Metrics]:

@@ -44,7 +44,7 @@ def maml_grad(
         params: the initialisation theta, any pytree of floating-point arrays.
         episode: `support` is what the inner loop descends, `query` what the outer loss is taken on. Any pair
             of pytrees with these two fields that `loss_fn` accepts.
-        optimizer: the inner optimiser, any Optax transformation that can be differentiated.
+        optimizer: the inner optimiser, any Optax transformation that can be differentiated; see `adapt`.
         steps: inner steps K; 0 gives the gradient of the query loss at theta.
         minibatched: `episode.support` has a leading axis of length `steps`, one slice a step.
         mask: which parameters adapt; see `adapt`. The others receive their direct gradient.
@@ -54,7 +54,7 @@ def maml_grad(
         `(grads, metrics)`: the gradient, with the structure of `params`, and `{"loss": L_Q(phi_K), ...}`.
 
     Raises:
-        ValueError: as `adapt`.
+        TypeError, ValueError: as `adapt`.
 
     >>> import jax.numpy as jnp, optax
     >>> losses = lambda w, batch: batch[0] * (w - batch[1]) ** 2
@@ -97,7 +97,7 @@ def fomaml_grad(
 ) -> tuple[Any, Metrics]:
     """The first-order MAML gradient of one task: the query gradient at the adapted parameters.
 
-    Memory and time do not include any second derivative; see `maml_grad` for the arguments.
+    Memory and time do not include any second derivative. Arguments, results and errors are those of `maml_grad`.
 
     >>> import jax.numpy as jnp, optax
     >>> losses = lambda w, batch: batch[0] * (w - batch[1]) ** 2
@@ -146,6 +146,18 @@ def maml(
     Returns:
         A `MetaLearner`. Metrics: the query `loss` after adaptation and `accuracy` or `mse`.
 
+    Raises:
+        TypeError: `inner_optimizer` is no Optax transformation.
+        ValueError: `steps` or `eval_steps` is negative.
+
+    >>> from jaxmeta import losses, nn, tasks
+    >>> learner = maml(nn.MLP((4,), 1), inner_optimizer=optax.sgd(0.01), loss=losses.mean_squared_error)
+    >>> episode = tasks.sinusoid(shots=5).sample((), jax.random.key(0))
+    >>> params = learner.init(jax.random.key(1), episode)
+    >>> grads, metrics = learner.meta_grad(params, episode, jax.random.key(2))
+    >>> sorted(metrics), learner.predict(params, episode.support, episode.query.x, jax.random.key(2)).shape
+    (['loss', 'mse'], (5, 1))
+
     References:
         Finn, Abbeel, Levine 2017, arXiv:1703.03400.
     """
@@ -161,7 +173,19 @@ def fomaml(
     loss: Callable[[jax.Array, jax.Array], jax.Array] = cross_entropy,
     mask: Any = None,
 ) -> MetaLearner:
-    """First-order MAML: like `maml`, with the derivative of the inner loop taken as the identity.
+    """First-order MAML: like `maml`, whose arguments it takes, with the derivative of the inner loop taken as 1.
+
+    Returns:
+        A `MetaLearner`, as `maml` does.
+
+    Raises:
+        TypeError, ValueError: as `maml`.
+
+    >>> from jaxmeta import nn
+    >>> fomaml(nn.MLP((4,), 5), inner_optimizer=optax.sgd(0.01), steps=-1)
+    Traceback (most recent call last):
+      ...
+    ValueError: steps must be 0 or more, but is -1
 
     References:
         Finn, Abbeel, Levine 2017, arXiv:1703.03400, section 5.2.

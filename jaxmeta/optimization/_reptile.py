@@ -18,37 +18,45 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 
 from jaxmeta.episode import Batch, Episode, check_episode, concatenate
-from jaxmeta.inner import Adapted, adapt, minibatches, partition
-from jaxmeta.learner import MetaLearner, Metrics, Model, Params
+from jaxmeta.inner import Adapted, adapt, check_inner_loop, minibatches, partition
+from jaxmeta.learner import Carried, MetaLearner, Metrics, Model, Params, Replacement
 from jaxmeta.losses import cross_entropy
-from jaxmeta.optimization._gradient_learner import init_model, predict_from, task_of
+from jaxmeta.optimization._gradient_learner import init_model, predict_from, task_of, with_metrics
 
 
 class WithInnerState(NamedTuple):
-    """Meta-parameters of a learner whose inner optimiser remembers: the weights, and what it remembers."""
+    """Meta-parameters of a learner whose inner optimiser remembers.
+
+    Attributes:
+        params: the weights.
+        inner_state: what the inner optimiser remembers: `Carried` in parameters, `Replacement` in gradients.
+    """
 
     params: Params
-    inner_state: optax.OptState
+    inner_state: Carried | Replacement
 
 
 def reptile_grad(
-    loss_fn: Callable[[Any, Any], jax.Array],
+    loss_fn: Callable[[Any, Any], Any],
     params: Any,
     batch: Any,
     *,
     optimizer: optax.GradientTransformation,
-    inner_lr: float,
+    inner_lr: float | jax.Array,
     steps: int,
     minibatched: bool = False,
     mask: Any = None,
+    has_aux: bool = False,
 ) -> tuple[Any, Metrics]:
     """The Reptile direction of one task, (theta - W) / alpha.
 
     Args:
-        loss_fn: `(params, batch) -> scalar`.
+        loss_fn: `(params, batch) -> scalar`, or `-> (scalar, metrics)` with `has_aux`.
         params: the initialisation theta, any pytree of floating-point arrays.
         batch: the task's data, any pytree that `loss_fn` accepts.
         optimizer: the inner optimiser, any Optax transformation; nothing is differentiated through it.
@@ -57,6 +65,7 @@ def reptile_grad(
         steps: inner steps k. With `steps=1` and SGD this is the gradient of joint training.
         minibatched: `batch` has a leading axis of length `steps`, one slice a step; see `minibatches`.
         mask: which parameters adapt; see `adapt`. The direction of the others is zero.
+        has_aux: `loss_fn` also returns a dict of metrics; those of the last inner step are passed on.
 
     Returns:
         `(grads, metrics)`: the direction, with the structure of `params`, and `{"loss": ...}`, the loss that
@@ -77,9 +86,18 @@ def reptile_grad(
     References:
         Nichol, Achiam, Schulman 2018, arXiv:1803.02999, algorithm 1 and equation 1.
     """
-    _check(inner_lr, steps)
-    adapted = adapt(loss_fn, params, batch, optimizer=optimizer, steps=steps, minibatched=minibatched, mask=mask)
-    return _displacement(params, adapted.params, inner_lr), {"loss": adapted.losses[-1]}
+    _check(optimizer, inner_lr, steps)
+    adapted = adapt(
+        with_metrics(loss_fn, has_aux),
+        params,
+        batch,
+        optimizer=optimizer,
+        steps=steps,
+        minibatched=minibatched,
+        mask=mask,
+        has_aux=True,
+    )
+    return _displacement(params, adapted.params, inner_lr), _last(adapted.aux)
 
 
 def reptile(
@@ -112,54 +130,76 @@ def reptile(
         loss: `(predictions, targets) -> scalar`.
         mask: which parameters adapt; see `adapt`.
         persistent: carry the inner optimiser's state from task to task, as the reference code does with
-            Adam's second moments. The meta-parameters are then a `WithInnerState`, and the outer optimiser must
-            be wrapped in `keep_inner_state`. With several tasks in a meta-batch each starts from the same
-            state and their final states are averaged; the reference code passes it along instead.
+            Adam's second moments. The meta-parameters are then a `WithInnerState`, which `fit` and `outer_step`
+            know how to move. With several tasks in a meta-batch each starts from the same state and their final
+            states are averaged; the reference code passes it along instead.
 
     Returns:
-        A `MetaLearner`. Metrics: `loss`, that of the last inner step.
+        A `MetaLearner`. Metrics: `loss` and `accuracy` or `mse` of the mini-batch that the last inner step descended,
+        before that step.
 
     Raises:
-        ValueError: `inner_lr` is not positive, or `steps` is less than 1.
+        TypeError: `inner_optimizer` is no Optax transformation.
+        ValueError: `inner_lr` or a mini-batch size is not positive, or a number of steps is too small.
+
+    >>> from jaxmeta import nn, tasks
+    >>> learner = reptile(nn.MLP((4,), 5), inner_optimizer=optax.sgd(0.1), inner_lr=0.1)
+    >>> episode = Episode(*[Batch(jax.numpy.eye(5), jax.numpy.arange(5))] * 2)
+    >>> params = learner.init(jax.random.key(0), episode)
+    >>> grads, metrics = learner.meta_grad(params, episode, jax.random.key(1))
+    >>> sorted(metrics)
+    ['accuracy', 'loss']
 
     References:
         Nichol, Achiam, Schulman 2018, arXiv:1803.02999.
     """
-    _check(inner_lr, steps)
+    _check(inner_optimizer, inner_lr, steps)
+    check_inner_loop(inner_optimizer, eval_steps, "eval_steps")
+    for name, size in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
+        if size is not None and size < 1:
+            raise ValueError(f"{name} must be 1 or more, but is {size}")
     task = task_of(model, loss)
 
     def run(
         params: Params, batch: Batch, key: jax.Array, count: int, size: int | None, return_path: bool = False
     ) -> Adapted:
-        weights, state = params if persistent else (params, None)
+        weights, state = (params.params, params.inner_state.value) if persistent else (params, None)
         if size is not None:
             batch = minibatches(key, batch, batch_size=size, steps=count, replacement=replacement)
         return adapt(
-            task.loss_fn,
+            with_metrics(task.scored_loss_fn, has_aux=True),
             weights,
             batch,
             optimizer=inner_optimizer,
             steps=count,
             minibatched=size is not None,
             mask=mask,
+            has_aux=True,
             opt_state=state,
             return_path=return_path,
         )
 
     def init(key: jax.Array, episode: Episode) -> Params:
         weights = init_model(model, key, episode)
-        return WithInnerState(weights, inner_optimizer.init(partition(weights, mask)[0])) if persistent else weights
+        if not persistent:
+            return weights
+        state = inner_optimizer.init(partition(weights, mask)[0])
+        if odd := {str(leaf.dtype) for leaf in jax.tree.leaves(state) if not jnp.issubdtype(leaf.dtype, jnp.number)}:
+            raise TypeError(
+                "persistent=True averages the inner optimiser's state over tasks, so it must hold numbers, "
+                f"but holds {', '.join(sorted(odd))}"
+            )
+        return WithInnerState(weights, Carried(state))
 
     def meta_grad(params: Params, episode: Episode, key: jax.Array) -> tuple[Params, Metrics]:
         check_episode(episode)
         if not sum(len(batch.y) for batch in episode):
             raise ValueError("support and query hold no examples: Reptile trains on both together")
         adapted = run(params, concatenate(*episode), key, steps, batch_size)
-        metrics = {"loss": adapted.losses[-1]}
         if not persistent:
-            return _displacement(params, adapted.params, inner_lr), metrics
+            return _displacement(params, adapted.params, inner_lr), _last(adapted.aux)
         grads = _displacement(params.params, adapted.params, inner_lr)
-        return WithInnerState(grads, _displacement(params.inner_state, adapted.opt_state, 1.0)), metrics
+        return WithInnerState(grads, Replacement(adapted.opt_state)), _last(adapted.aux)
 
     def run_eval(params: Params, support: Batch, key: jax.Array, return_path: bool) -> Adapted:
         count = steps if eval_steps is None else eval_steps
@@ -168,38 +208,16 @@ def reptile(
     return MetaLearner(init, meta_grad, *predict_from(model, run_eval))
 
 
-def keep_inner_state(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-    """The outer optimiser of a `reptile(persistent=True)`: descends the weights, replaces the inner state.
-
-    Args:
-        optimizer: the outer optimiser of the weights.
-
-    Returns:
-        An Optax transformation over `WithInnerState`.
-
-    Raises:
-        TypeError: at `init`, when the parameters are not a `WithInnerState`.
-    """
-
-    def labels(params: WithInnerState) -> WithInnerState:
-        if not isinstance(params, WithInnerState):
-            raise TypeError(
-                "keep_inner_state wraps the outer optimiser of reptile(persistent=True), whose meta-parameters are a "
-                f"WithInnerState, but these are a {type(params).__name__}"
-            )
-        return WithInnerState(
-            jax.tree.map(lambda _: "weights", params.params), jax.tree.map(lambda _: "state", params.inner_state)
-        )
-
-    return optax.partition({"weights": optimizer, "state": optax.scale(-1.0)}, labels)
-
-
-def _displacement(start: Any, end: Any, scale: float) -> Any:
+def _displacement(start: Any, end: Any, scale: float | jax.Array) -> Any:
     return jax.tree.map(lambda a, b: (a - b) / scale, start, end)
 
 
-def _check(inner_lr: float, steps: int) -> None:
-    if not inner_lr > 0:
+def _last(aux: Metrics) -> Metrics:
+    """The metrics of the last inner step."""
+    return jax.tree.map(lambda values: values[-1], aux)
+
+
+def _check(optimizer: Any, inner_lr: float | jax.Array, steps: int) -> None:
+    check_inner_loop(optimizer, steps, least=1)
+    if not isinstance(inner_lr, Tracer) and not inner_lr > 0:
         raise ValueError(f"inner_lr must be positive, but is {inner_lr}")
-    if steps < 1:
-        raise ValueError(f"steps must be 1 or more, but is {steps}")

@@ -2,14 +2,17 @@
 
 from jaxmeta.tasks._arrays import from_arrays, from_folder, split_classes
 from jaxmeta.tasks._glyphs import glyphs
-from jaxmeta.tasks._omniglot import omniglot, prepare_omniglot
-from jaxmeta.tasks._sampler import Classes, episodes
+from jaxmeta.tasks._omniglot import Split, Subset, omniglot, prepare_omniglot
+from jaxmeta.tasks._sampler import Classes, Rotations, episodes
 from jaxmeta.tasks._sinusoid import sinusoid
 from jaxmeta.tasks._source import Source
 
 __all__ = [
     "Classes",
+    "Rotations",
     "Source",
+    "Split",
+    "Subset",
     "episodes",
     "from_arrays",
     "from_folder",

@@ -14,8 +14,8 @@ def from_arrays(x: Any, y: Any, *, name: str = "arrays") -> Classes:
     """Groups labelled examples by class.
 
     Args:
-        x: examples `[n, ...]`. `uint8` images `[n, height, width, channels]` are scaled to [0, 1] when sampled;
-            other types are used as they are.
+        x: examples `[n, ...]`, numbers. `uint8` images `[n, height, width, channels]` are scaled to [0, 1] when
+            sampled; others are used as they are, with 32 bits at most.
         y: integer labels `[n]`, any values.
         name: what to call the data in result files.
 
@@ -23,7 +23,9 @@ def from_arrays(x: Any, y: Any, *, name: str = "arrays") -> Classes:
         Classes in the order of their labels, examples in the order given.
 
     Raises:
-        ValueError: lengths differ, there are no examples, or x holds a value that is not finite.
+        TypeError: x does not hold numbers.
+        ValueError: lengths differ, there are no examples, or x holds a value that is not finite or wants more than 32
+            bits.
 
     >>> import numpy as np
     >>> classes = from_arrays(np.zeros((6, 28, 28, 1), np.uint8), [3, 3, 7, 7, 7, 3])
@@ -38,12 +40,25 @@ def from_arrays(x: Any, y: Any, *, name: str = "arrays") -> Classes:
         )
     if not len(y):
         raise ValueError("x must hold at least one example, but is empty")
-    if np.issubdtype(x.dtype, np.floating) and not np.isfinite(x).all():
-        raise ValueError("x must be finite, but holds NaN or infinity")
-    if x.dtype == np.float64:
-        x = x.astype(np.float32)
+    x = _in_32_bits(x)
     labels = np.unique(y)
     return _stack([x[y == label] for label in labels], tuple(str(label) for label in labels), {"name": name})
+
+
+def _in_32_bits(x: np.ndarray) -> np.ndarray:
+    """Examples in the types that JAX computes with by default."""
+    if x.dtype.kind not in "buif":
+        raise TypeError(f"x must hold numbers, but has dtype {x.dtype}")
+    if x.dtype.kind == "f":
+        narrow = x.astype(np.float32) if x.dtype.itemsize > 4 else x
+        if not np.isfinite(narrow).all():
+            raise ValueError("x must be finite in 32 bits, but holds NaN, infinity, or larger values")
+        return narrow
+    if x.dtype.itemsize <= 4:
+        return x
+    if x.min() < np.iinfo(np.int32).min or x.max() > np.iinfo(np.int32).max:
+        raise ValueError(f"x must fit 32-bit integers, but lies in [{x.min()}, {x.max()}]: rescale it")
+    return x.astype(np.int32)
 
 
 def from_folder(path: str | Path, *, image_size: int = 28, grayscale: bool = True) -> Classes:
@@ -112,6 +127,10 @@ def split_classes(classes: Classes, *, test_share: float, seed: int = 0) -> tupl
 
     Raises:
         ValueError: `test_share` is out of range, or there are fewer than two classes.
+
+    >>> train, test = split_classes(from_arrays(np.zeros((8, 2)), np.arange(8) % 4), test_share=0.25)
+    >>> len(train.names), len(test.names)
+    (3, 1)
     """
     total = len(classes.names)
     if not 0 < test_share < 1:

@@ -89,7 +89,7 @@ def omniglot(
         prepare_omniglot(root)
     try:
         drawings = _read(folder, image_size)
-    except RuntimeError as error:  # what array_record raises for a missing, cut or altered file
+    except RuntimeError as error:  # what array_record too raises for a missing, cut or altered file
         first = str(error).splitlines()[0]
         raise ValueError(f"omniglot at {folder} is damaged: {first}; move it away, and it is prepared anew") from error
     chosen = select(sorted(drawings), split, subset)
@@ -174,7 +174,10 @@ def _read(folder: Path, image_size: int) -> dict[Character, np.ndarray]:
     """All drawings of every character, `[20, image_size, image_size, 1]` each, in an order of their own content."""
     import tensorflow_datasets as tfds
 
-    builder: Any = tfds.builder_from_directory(folder)
+    try:
+        builder: Any = tfds.builder_from_directory(folder)
+    except Exception as error:  # a torn file is one of protobuf's own kinds
+        raise RuntimeError(f"its description cannot be read, {error}") from error
     drawings: dict[Character, list[bytes]] = {}
     for part in ("train", "test"):
         try:

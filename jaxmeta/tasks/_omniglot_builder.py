@@ -52,11 +52,17 @@ def prepare(data_dir: Path, base_url: str, parts: tuple[str, ...]) -> Path:
         state = "already prepared" if (folder / "dataset_info.json").is_file() else "there, but incomplete,"
         raise FileExistsError(f"omniglot is {state} at {folder}; move it away to prepare it anew")
     store = data_dir / "downloads" / "omniglot"
-    archives = {part: fetch(ARCHIVES[part], base_url, store) for part in parts}
-    builder = Omniglot(data_dir=str(data_dir), file_format="array_record", archives=archives)
-    builder.download_and_prepare(
-        download_config=tfds.download.DownloadConfig(compute_stats=tfds.download.ComputeStatsMode.SKIP)
-    )
+    try:
+        archives = {part: fetch(ARCHIVES[part], base_url, store) for part in parts}
+        builder = Omniglot(data_dir=str(data_dir), file_format="array_record", archives=archives)
+        builder.download_and_prepare(
+            download_config=tfds.download.DownloadConfig(compute_stats=tfds.download.ComputeStatsMode.SKIP)
+        )
+    except PermissionError as error:
+        raise PermissionError(
+            f"omniglot cannot be prepared below {data_dir}: {error.strerror or error}; set TFDS_DATA_DIR or pass "
+            "data_dir to name a folder that can be written"
+        ) from error
     return folder
 
 

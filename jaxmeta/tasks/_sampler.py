@@ -53,6 +53,12 @@ def episodes(classes: Classes, *, ways: int, shots: int, queries: int, rotations
     Raises:
         ValueError: more ways than classes, more shots and queries than a class has examples, a size out of range,
             or rotations of something other than square images.
+
+    >>> from jaxmeta import tasks
+    >>> source = tasks.episodes(tasks.glyphs("train", classes=8, image_size=8), ways=3, shots=1, queries=2)
+    >>> support, query = source.sample(source.data, jax.random.key(0))
+    >>> support.x.shape, query.y.tolist()
+    ((3, 8, 8, 1), [0, 0, 1, 1, 2, 2])
     """
     _check(classes, ways, shots, queries, rotations)
     turns = 4 if rotations == "classes" else 1

@@ -37,6 +37,10 @@ def sinusoid(variant: Literal["maml", "reptile"] = "maml", *, shots: int = 10, q
     References:
         Finn, Abbeel, Levine 2017, arXiv:1703.03400, section 5.1; Nichol, Achiam, Schulman 2018,
         arXiv:1803.02999, section 3.
+
+    >>> support, query = sinusoid("reptile", shots=10).sample((), jax.random.key(0))
+    >>> support.x.shape, query.y.shape
+    ((10, 1), (50, 1))
     """
     if variant not in ("maml", "reptile"):
         raise ValueError(f'variant must be "maml" or "reptile", but is {variant!r}')

@@ -85,13 +85,24 @@ def evaluate(
         An `Evaluation`.
 
     Raises:
-        ValueError: `episodes` is less than 2, `query_mode` is unknown, or the source's episodes have no queries.
+        ValueError: `episodes` is less than 2, `chunk` less than 1, `query_mode` is unknown, or the source's episodes
+            have no queries.
         FloatingPointError: the metric of an episode is not finite.
+
+    >>> from jaxmeta import losses, maml, nn, tasks
+    >>> learner = maml(nn.MLP((4,), 1), inner_optimizer=optax.sgd(0.01), loss=losses.mean_squared_error)
+    >>> source = tasks.sinusoid(shots=5)
+    >>> params = learner.init(jax.random.key(0), source.sample(source.data, jax.random.key(0)))
+    >>> found = evaluate(learner, params, source, episodes=4)
+    >>> found.metric, len(found.by_step), found.values.shape
+    ('mse', 2, (4,))
     """
     if episodes < 2:
         raise ValueError(f"episodes must be 2 or more for an interval, but is {episodes}")
     if query_mode not in get_args(QueryMode):
         raise ValueError(f"query_mode must be one of {get_args(QueryMode)}, but is {query_mode!r}")
+    if chunk is not None and chunk < 1:
+        raise ValueError(f"chunk must be 1 or more, but is {chunk}")
     digest, values, params, metric = hashlib.sha256(), [], unbound(params), ""
     root = jax.random.key(seed)
     keys = jax.random.split(root, episodes)

@@ -21,7 +21,7 @@ import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxmeta.learner import MetaLearner, Params, batch_meta_grad, task_mesh
+from jaxmeta.learner import MetaLearner, Params, batch_meta_grad, descended, outer_step, task_mesh
 from jaxmeta.tasks import Source
 from jaxmeta.training import _run
 from jaxmeta.training._run import TrainState
@@ -86,15 +86,23 @@ def fit(
         FileExistsError: `run_dir` is not empty and `resume` is False.
         FloatingPointError: a metric, the meta-gradient or a meta-parameter is not finite. Checkpoints before that
             step stay.
-        ValueError: a number is out of range, or a resumed run brings another configuration.
+        ValueError: a number is out of range, a resumed run brings another configuration, or there is nothing to resume.
+
+    >>> from jaxmeta import losses, maml, nn, tasks
+    >>> learner = maml(nn.MLP((4,), 1), inner_optimizer=optax.sgd(0.01), loss=losses.mean_squared_error)
+    >>> result = fit(learner, tasks.sinusoid(shots=5), optax.adam(1e-3), steps=4, log_every=2, progress=False)
+    >>> [row["step"] for row in result.history]
+    [2, 4]
     """
     _check(steps, meta_batch, log_every, checkpoint_every if run_dir is not None else log_every)
+    if resume and run_dir is None:
+        raise ValueError("resume=True wants the run_dir to resume from, but it is None")
     init_key, train_key = jax.random.split(jax.random.key(seed))
     start_at: Any = params
     if params is None:
         start_at = learner.init(init_key, jax.jit(source.sample)(source.data, init_key))
     everywhere = NamedSharding(task_mesh(meta_batch, devices), PartitionSpec())
-    state = TrainState(start_at, optimizer.init(start_at))
+    state = TrainState(start_at, optimizer.init(descended(start_at)))
     window = functools.partial(_train_window, learner, source.sample, optimizer, meta_batch, chunk, devices)
     data = jax.device_put(source.data, everywhere)
     run = functools.partial(_train, window, data, train_key, steps, log_every, meta_batch, progress)
@@ -171,16 +179,15 @@ def _train_window(
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """`length` outer steps from step `first` on; metrics come back with a leading step axis."""
 
-    def outer_step(state: TrainState, step: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
+    def train_step(state: TrainState, step: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
         sample_key, grad_key = jax.random.split(jax.random.fold_in(key, step))
         episodes = jax.vmap(sample, in_axes=(None, 0))(data, jax.random.split(sample_key, meta_batch))
         grads, metrics = batch_meta_grad(learner, state.params, episodes, grad_key, chunk=chunk, devices=devices)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        norms = {"grad_norm": optax.tree.norm(grads), "param_norm": optax.tree.norm(params)}
+        params, opt_state = outer_step(optimizer, state.params, grads, state.opt_state)
+        norms = {"grad_norm": optax.tree.norm(descended(grads)), "param_norm": optax.tree.norm(descended(params))}
         return TrainState(params, opt_state), {**metrics, **norms}
 
-    return jax.lax.scan(outer_step, state, first + jnp.arange(length))
+    return jax.lax.scan(train_step, state, first + jnp.arange(length))
 
 
 def _check_finite(metrics: dict[str, np.ndarray], first: int) -> None:

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmeta.learner import Params
+from jaxmeta.learner import Params, descended
 
 _KEPT = 2
 
@@ -196,7 +196,7 @@ def load_params(
     if not (path / "checkpoints").is_dir():
         raise FileNotFoundError(f"no checkpoints at {path / 'checkpoints'}: the run has not reached its first")
     with checkpointer(path, training=False) as saver:
-        found = load_latest(saver, TrainState(params, jax.eval_shape(optimizer.init, params)))
+        found = load_latest(saver, TrainState(params, jax.eval_shape(optimizer.init, descended(params))))
     if found is None:
         raise FileNotFoundError(f"no checkpoint in {path / 'checkpoints'}: the run has not reached its first")
     step, state = found
