@@ -2,9 +2,25 @@
 
 from jaxmeta import losses, nn, optimization, tasks
 from jaxmeta.episode import Batch, Episode, check_episode
-from jaxmeta.inner import Adapted, adapt, mask_by_path, minibatches
+from jaxmeta.inner import Adapted, adapt, clip_by_global_norm, mask_by_path, minibatches
 from jaxmeta.learner import Carried, MetaLearner, Model, Replacement, batch_meta_grad, descended, outer_step
-from jaxmeta.optimization import fomaml, fomaml_grad, maml, maml_grad, reptile, reptile_grad
+from jaxmeta.optimization import (
+    anil,
+    boil,
+    fomaml,
+    fomaml_grad,
+    imaml,
+    imaml_grad,
+    maml,
+    maml_grad,
+    maml_pp,
+    meta_sgd,
+    meta_sgd_grad,
+    reptile,
+    reptile_grad,
+    truncated_maml,
+    truncated_maml_grad,
+)
 from jaxmeta.training import Evaluation, FitResult, evaluate, fit
 
 __version__ = "0.1.0"
@@ -20,17 +36,25 @@ __all__ = [
     "Model",
     "Replacement",
     "adapt",
+    "anil",
     "batch_meta_grad",
+    "boil",
     "check_episode",
+    "clip_by_global_norm",
     "descended",
     "evaluate",
     "fit",
     "fomaml",
     "fomaml_grad",
+    "imaml",
+    "imaml_grad",
     "losses",
     "maml",
     "maml_grad",
+    "maml_pp",
     "mask_by_path",
+    "meta_sgd",
+    "meta_sgd_grad",
     "minibatches",
     "nn",
     "optimization",
@@ -38,4 +62,6 @@ __all__ = [
     "reptile",
     "reptile_grad",
     "tasks",
+    "truncated_maml",
+    "truncated_maml_grad",
 ]

@@ -16,7 +16,19 @@ from helpers import (
     to_float64,
 )
 
-from jaxmeta import Batch, Episode, adapt, fomaml, fomaml_grad, losses, maml, maml_grad, mask_by_path, nn
+from jaxmeta import (
+    Batch,
+    Episode,
+    adapt,
+    clip_by_global_norm,
+    fomaml,
+    fomaml_grad,
+    losses,
+    maml,
+    maml_grad,
+    mask_by_path,
+    nn,
+)
 
 PROBLEMS = {"mlp_mse": (regression_problem, 0.05, 1e-3), "conv4_cross_entropy": (classification_problem, 0.1, 1e-6)}
 
@@ -287,10 +299,24 @@ def test_adam_wants_eps_root_where_a_gradient_is_exactly_zero() -> None:
     def loss_fn(p, x):
         return jnp.sum((p * x - 1.0) ** 2) + jnp.sum(p * x)
 
-    for eps_root, finite in ((0.0, False), (1e-8, True)):
-        inner = optax.adam(0.1, eps_root=eps_root)
-        grads, _ = maml_grad(loss_fn, params, episode, optimizer=inner, steps=2)
-        assert bool(jnp.isfinite(grads).all()) == finite
+    grads, _ = maml_grad(loss_fn, params, episode, optimizer=optax.adam(0.1, eps_root=1e-8), steps=2)
+    assert jnp.isfinite(grads).all()
+    for inner in (optax.adam(0.1), optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1))):
+        with pytest.raises(ValueError, match=r"no finite derivative where gradients are zero.* eps_root=1e-8"):
+            jax.jit(lambda p, inner=inner: maml_grad(loss_fn, p, episode, optimizer=inner, steps=2))(params)
+        first_order, _ = fomaml_grad(loss_fn, params, episode, optimizer=inner, steps=2)
+        assert jnp.isfinite(first_order).all()
+
+
+def test_clipping_by_norm_is_optaxs_and_has_a_derivative_at_zero() -> None:
+    ours, theirs = clip_by_global_norm(1.0), optax.clip_by_global_norm(1.0)
+    for scale in (0.1, 10.0):
+        grads = {"a": scale * jnp.array([1.0, -2.0]), "b": scale * jnp.array(0.5)}
+        assert_trees_close(ours.update(grads, None)[0], theirs.update(grads, optax.EmptyState())[0], rtol=1e-6)
+    slope = jax.jacobian(lambda g: ours.update(g, None)[0])(jnp.zeros(3))
+    np.testing.assert_array_equal(slope, jnp.eye(3))
+    with pytest.raises(ValueError, match="max_norm must be positive, but is 0"):
+        clip_by_global_norm(0)
 
 
 def test_transformations_that_want_the_loss_get_it() -> None:

@@ -9,9 +9,11 @@
 | U | `optimizer` | | K | `steps` |
 
 It is one `jax.lax.scan`, so its compile time does not grow with K, and everything in it can be
-differentiated: `jax.grad` through `adapt` is exact second-order MAML.
+differentiated: `jax.grad` through `adapt` is exact second-order MAML. What that costs is up to two arguments that
+never change its value: `hvp`, how the inner gradient is differentiated again, and `remat`, what is recomputed.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -20,6 +22,8 @@ import jax.numpy as jnp
 import optax
 
 from jaxmeta.inner._partition import merge, partition
+from jaxmeta.inner._remat import Remat, choose_levels, scan
+from jaxmeta.inner._second_order import Hvp, value_and_grad
 
 
 class Adapted(NamedTuple):
@@ -52,6 +56,8 @@ def adapt(
     has_aux: bool = False,
     opt_state: optax.OptState | None = None,
     return_path: bool = False,
+    hvp: Hvp | None = None,
+    remat: Remat = 0,
 ) -> Adapted:
     """Takes `steps` gradient steps on a task's loss.
 
@@ -61,15 +67,23 @@ def adapt(
         batch: what `loss_fn` is given at every step, any pytree.
         optimizer: any Optax transformation, for instance `optax.sgd(0.01)`. To differentiate through it, its update
             must be differentiable where gradients are exactly zero: `optax.adam` is not with its default
-            `eps_root=0`, give it 1e-8; nor is `optax.clip_by_global_norm` where all of them are zero.
+            `eps_root=0`, give it 1e-8; nor is `optax.clip_by_global_norm`, for which there is
+            `jaxmeta.clip_by_global_norm`. `maml_grad` refuses such optimisers.
         steps: the number of gradient steps, 0 or more.
         minibatched: every array of `batch` has a leading axis of length `steps`, and step j sees slice j.
         mask: which parameters adapt: a pytree of bools, a function from parameters to one (such as
             `mask_by_path` makes), or None for all. The others are passed through untouched; they stay inputs
             of the loss, so they still receive meta-gradients.
-        has_aux: `loss_fn` also returns a pytree of arrays, which is kept for each step.
+        has_aux: `loss_fn` also returns a pytree of arrays, which is kept for each step; its derivatives are zero.
         opt_state: the inner optimiser's state to start from; None for a fresh one.
         return_path: also return the parameters before, between and after the steps.
+        hvp: how inner gradients are differentiated again. `"forward_over_reverse"`: by a rule that keeps nothing of a
+            step but its parameters; the result can be differentiated in reverse any number of times, but not forward
+            (`jax.jvp`, `jax.jacfwd`, `jax.hessian`). `"reverse_over_reverse"`: as JAX does on its own. None for the
+            first from two steps on, and the second with one, where it keeps as little.
+        remat: levels of checkpoints. 0 keeps every step's residuals; 1 runs each step again; 2 runs segments of
+            sqrt(K) steps again, and n keeps about n K^(1/n) inner states. `"auto"`: the fewest with which what is
+            kept takes no more memory than one step does on its own.
 
     Returns:
         An `Adapted`.
@@ -77,7 +91,7 @@ def adapt(
     Raises:
         TypeError: `optimizer` is no Optax transformation, or `loss_fn` returns no array.
         ValueError: `steps` is negative, a mini-batched array lacks the step axis, `loss_fn` does not return
-            a scalar, or the mask does not fit.
+            a scalar, the mask does not fit, or `hvp` or `remat` is unknown.
 
     >>> import jax.numpy as jnp, optax
     >>> loss = lambda w, target: jnp.sum((w - target) ** 2)
@@ -86,33 +100,53 @@ def adapt(
     (0.75, [1.0, 0.25])
 
     References:
-        Finn, Abbeel, Levine 2017, arXiv:1703.03400, equation 1.
+        Finn, Abbeel, Levine 2017, arXiv:1703.03400, equation 1; Kemaev et al. 2025, arXiv:2505.00793 (mixed-mode
+        differentiation).
     """
     check_inner_loop(optimizer, steps)
     _check_minibatches(batch, steps, minibatched)
     adapting, staying = partition(params, mask)
+    hvp = hvp or ("forward_over_reverse" if steps > 1 else "reverse_over_reverse")
     optimizer = optax.with_extra_args_support(optimizer)
     state = optimizer.init(adapting) if opt_state is None else opt_state
+
+    def objective(adapting: Any, current: Any) -> tuple[jax.Array, Any]:
+        found = loss_fn(merge(adapting, staying), current)
+        loss, aux = found if has_aux else (found, None)
+        return _scalar(loss), aux
 
     def step(carry: tuple[Any, optax.OptState], step_batch: Any) -> tuple[tuple[Any, optax.OptState], Any]:
         adapting, state = carry
         current = batch if step_batch is None else step_batch
+        (loss, aux), grads = value_and_grad(lambda part: objective(part, current), adapting, hvp)
 
-        def objective(part: Any) -> tuple[jax.Array, Any]:
-            found = loss_fn(merge(part, staying), current)
-            loss, aux = found if has_aux else (found, None)
-            return _scalar(loss), aux
+        # Of the optimiser's own arithmetic, too, nothing is kept but what goes in.
+        @functools.partial(jax.checkpoint, prevent_cse=False)
+        def update(grads: Any, state: optax.OptState, adapting: Any, loss: jax.Array) -> tuple[Any, optax.OptState]:
+            # Some transformations, like Polyak's step or a line search, want the loss too, and a way to evaluate it.
+            extra = {"value": loss, "grad": grads, "value_fn": lambda part: objective(part, current)[0]}
+            updates, state = optimizer.update(grads, state, adapting, **extra)
+            return optax.apply_updates(adapting, updates), state
 
-        (loss, aux), grads = jax.value_and_grad(objective, has_aux=True)(adapting)
-        # Some transformations, such as Polyak's step or a line search, also want the loss and the means to evaluate it.
-        updates, state = optimizer.update(
-            grads, state, adapting, value=loss, grad=grads, value_fn=lambda part: objective(part)[0]
-        )
-        moved = optax.apply_updates(adapting, updates)
+        moved, state = update(grads, state, adapting, loss)
         return (moved, state), (loss, aux, moved if return_path else None)
 
-    (adapting, state), (losses, aux, moved) = jax.lax.scan(
-        step, (adapting, state), batch if minibatched else None, length=steps
+    first = jax.tree.map(lambda leaf: leaf[0], batch) if minibatched and steps else batch
+    step_residuals = hvp == "reverse_over_reverse"
+    levels = choose_levels(
+        remat,
+        lambda carry: jax.value_and_grad(objective, has_aux=True)(carry[0], first),
+        (adapting, state),
+        length=steps,
+        step_residuals=step_residuals,
+    )
+    (adapting, state), (losses, aux, moved) = scan(
+        step,
+        (adapting, state),
+        batch if minibatched else None,
+        length=steps,
+        levels=levels,
+        step_residuals=step_residuals,
     )
     path = _path(params, moved, staying, steps) if return_path else None
     return Adapted(merge(adapting, staying), state, losses, path, aux)

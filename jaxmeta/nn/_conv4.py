@@ -35,6 +35,7 @@ class Conv4(nn.Module):
         norm: put batch normalisation before each ReLU.
         norm_scale: learn batch normalisation's factor beside its offset.
         epsilon: batch normalisation's epsilon.
+        activation: applied at the end of each block; MAML++ has `flax.linen.leaky_relu`.
         kernel_init: initialiser of the convolutions; biases start at 0.
         head_init: initialiser of the head's weights; its bias starts at 0.
     """
@@ -47,6 +48,7 @@ class Conv4(nn.Module):
     norm: bool = True
     norm_scale: bool = True
     epsilon: float = 1e-3
+    activation: Callable[[jax.Array], jax.Array] = nn.relu
     kernel_init: Callable[..., jax.Array] = nn.initializers.xavier_uniform()
     head_init: Callable[..., jax.Array] = nn.initializers.xavier_uniform()
 
@@ -69,7 +71,7 @@ class Conv4(nn.Module):
             )(x)
             if self.norm:
                 x = BatchNorm(use_scale=self.norm_scale, epsilon=self.epsilon, name=f"norm_{i}")(x)
-            x = nn.relu(x)
+            x = self.activation(x)
             x = max_pool(x, (2, 2), (2, 2), self.padding) if self.pool == "max" else x
         x = x.mean((1, 2)) if self.readout == "mean" else x.reshape(x.shape[0], -1)
         return x if self.outputs is None else nn.Dense(self.outputs, kernel_init=self.head_init, name="head")(x)

@@ -104,8 +104,12 @@ def gradient_learner(
     eval_steps: int | None,
     loss: Callable[[jax.Array, jax.Array], jax.Array],
     mask: Any,
+    inner_loss: Callable[[LossFn, Params], LossFn] = lambda loss_fn, params: loss_fn,
 ) -> MetaLearner:
-    """A learner that adapts on the support set and whose meta-gradient is `estimator`."""
+    """A learner that adapts on the support set and whose meta-gradient is `estimator`.
+
+    What it descends in `predict` is `inner_loss(loss_fn, params)`, the task's loss as it is where nothing is given.
+    """
     check_inner_loop(inner_optimizer, steps)
     check_inner_loop(inner_optimizer, eval_steps, "eval_steps")
     task = task_of(model, loss)
@@ -121,7 +125,7 @@ def gradient_learner(
         del key
         count = steps if eval_steps is None else eval_steps
         return adapt(
-            task.loss_fn,
+            inner_loss(task.loss_fn, params),
             params,
             support,
             optimizer=inner_optimizer,

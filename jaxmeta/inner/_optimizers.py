@@ -1,0 +1,113 @@
+"""Inner optimisers that can be differentiated, and a check for those that cannot."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
+    """`optax.clip_by_global_norm` with a derivative where all gradients are zero.
+
+    Scales gradients whose Euclidean norm over all leaves exceeds `max_norm` down to it.
+
+    Args:
+        max_norm: the largest norm to let through, positive.
+
+    Returns:
+        An Optax transformation.
+
+    Raises:
+        ValueError: `max_norm` is not positive.
+
+    >>> clip = clip_by_global_norm(1.0)
+    >>> clipped, _ = clip.update(jnp.array([3.0, 4.0]), clip.init(jnp.zeros(2)))
+    >>> [round(float(entry), 4) for entry in clipped]
+    [0.6, 0.8]
+    """
+    if not max_norm > 0:
+        raise ValueError(f"max_norm must be positive, but is {max_norm}")
+
+    def clip(updates: Any, params: Any) -> Any:
+        del params
+        square = sum(jnp.vdot(leaf, leaf) for leaf in jax.tree.leaves(updates))
+        exceeds = square > max_norm**2
+        # Where nothing is clipped the root is not taken, so that its derivative at zero does not come in.
+        factor = jnp.where(exceeds, max_norm / jnp.sqrt(jnp.where(exceeds, square, 1.0)), 1.0)
+        return jax.tree.map(lambda leaf: factor.astype(leaf.dtype) * leaf, updates)
+
+    return optax.stateless(clip)
+
+
+def sgd(rates: Any, *, per_step: bool = False) -> optax.GradientTransformation:
+    """Gradient descent whose rates are a pytree, and may themselves be learned.
+
+        phi <- phi - rates * grad L(phi)
+
+    Args:
+        rates: a pytree with the structure of what adapts, of arrays that broadcast against it.
+        per_step: every array of `rates` has a leading axis of steps, of which step j takes slice j.
+
+    Returns:
+        An Optax transformation, differentiable in `rates`.
+
+    >>> optimizer = sgd({"w": jnp.array([0.1, 0.2])}, per_step=True)
+    >>> state = optimizer.init({"w": jnp.array(1.0)})
+    >>> first, state = optimizer.update({"w": jnp.array(1.0)}, state)
+    >>> second, state = optimizer.update({"w": jnp.array(1.0)}, state)
+    >>> round(float(first["w"]), 4), round(float(second["w"]), 4)
+    (-0.1, -0.2)
+
+    References:
+        Li, Zhou, Chen, Li 2017, arXiv:1707.09835 (a rate for each weight); Antoniou, Edwards, Storkey 2019,
+        arXiv:1810.09502 (one for each tensor and step).
+    """
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        del params
+        now = jax.tree.map(lambda rate: rate[state], rates) if per_step else rates
+        return jax.tree.map(lambda rate, grad: -rate * grad, now, updates), state + 1
+
+    return optax.GradientTransformation(lambda params: jnp.zeros((), jnp.int32), update)
+
+
+def check_differentiable(optimizer: optax.GradientTransformation, params: Any) -> None:
+    """Raises if differentiating an optimiser's update where all gradients are zero gives NaN.
+
+    Inner gradients do become exactly zero, behind ReLUs that are off or on tasks that are solved.
+
+    Args:
+        optimizer: any Optax transformation.
+        params: what it is to update; structure and ranks matter, values do not.
+
+    Raises:
+        ValueError: the derivative is not finite.
+    """
+    leaves, treedef = jax.tree.flatten(params)
+    ranks = tuple((leaf.ndim, str(leaf.dtype)) for leaf in leaves)
+    try:
+        finite = _is_differentiable(optimizer, treedef, ranks)
+    except Exception:  # The probe's arrays are too small for it, or it closes over tracers: nothing is known.
+        return
+    if not finite:
+        raise ValueError(
+            "the inner optimizer's update has no finite derivative where gradients are zero, and meta-gradients would "
+            "be NaN: give optax.adam and its kin eps_root=1e-8, and take jaxmeta.clip_by_global_norm for Optax's"
+        )
+
+
+@functools.lru_cache(maxsize=128)
+def _is_differentiable(optimizer: Any, treedef: Any, ranks: tuple[tuple[int, str], ...]) -> bool:
+    with jax.ensure_compile_time_eval():
+        zeros = treedef.unflatten([jnp.zeros((1,) * rank, dtype) for rank, dtype in ranks])
+        update = optax.with_extra_args_support(optimizer).update
+
+        def total(grads: Any) -> jax.Array:
+            state = optimizer.init(zeros)
+            updates, _ = update(grads, state, zeros, value=jnp.zeros(()), grad=grads, value_fn=lambda p: jnp.zeros(()))
+            return sum((leaf.sum() for leaf in jax.tree.leaves(updates)), jnp.zeros(()))
+
+        slopes = jax.jit(jax.grad(total))(zeros)
+        return all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(slopes))

@@ -1,0 +1,269 @@
+"""Truncated MAML, ANIL, BOIL, Meta-SGD and MAML++ against loops written out, finite differences and each other."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from helpers import (
+    assert_trees_close,
+    assert_trees_equal,
+    inner_product,
+    random_direction,
+    regression_problem,
+    stencil_derivative,
+    to_float64,
+)
+
+from jaxmeta import (
+    Batch,
+    Episode,
+    anil,
+    boil,
+    descended,
+    fomaml,
+    fomaml_grad,
+    losses,
+    maml,
+    maml_grad,
+    maml_pp,
+    mask_by_path,
+    meta_sgd,
+    meta_sgd_grad,
+    nn,
+    outer_step,
+    truncated_maml_grad,
+)
+from jaxmeta.inner import sgd
+from jaxmeta.optimization import WithRates
+
+pytestmark = pytest.mark.usefixtures("float64")
+KEY = jax.random.key(0)
+
+
+def small_problem():
+    loss_fn, params, episode = regression_problem(jax.random.key(4))
+    return loss_fn, *to_float64((params, episode))
+
+
+def small_classification(ways: int = 3):
+    keys = jax.random.split(jax.random.key(1), 2)
+    labels = jnp.repeat(jnp.arange(ways), 2)
+    return Episode(*(Batch(jax.random.normal(key, (2 * ways, 5), jnp.float64), labels) for key in keys))
+
+
+@pytest.mark.parametrize("optimizer", [optax.sgd(0.05), optax.adam(0.05, eps_root=1e-8)], ids=["sgd", "adam"])
+def test_truncation_runs_from_first_order_to_exact(optimizer) -> None:
+    loss_fn, params, episode = small_problem()
+
+    def truncated(m):
+        return truncated_maml_grad(loss_fn, params, episode, optimizer=optimizer, steps=4, backprop_steps=m)[0]
+
+    def written_out(theta, m):
+        state = optimizer.init(theta)
+        for i in range(4):
+            grads = jax.grad(loss_fn)(theta, episode.support)
+            updates, state = optimizer.update(grads, state, theta)
+            moved = optax.apply_updates(theta, updates)
+            if i < 4 - m:  # as if this step moved every start alike
+                moved = jax.tree.map(lambda a, b: a + jax.lax.stop_gradient(b - a), theta, moved)
+                state = jax.lax.stop_gradient(state)
+            theta = moved
+        return loss_fn(theta, episode.query)
+
+    for m in (0, 2, 4):
+        assert_trees_close(truncated(m), jax.grad(written_out)(params, m), rtol=1e-9, atol=1e-12)
+    for estimator, m in ((fomaml_grad, 0), (maml_grad, 4)):
+        expected = estimator(loss_fn, params, episode, optimizer=optimizer, steps=4)[0]
+        assert_trees_close(truncated(m), expected, rtol=1e-9, atol=1e-12)
+
+
+def test_truncation_with_minibatches_sees_each_slice_once() -> None:
+    loss_fn, params, episode = small_problem()
+    support = jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf, 3 * leaf]), episode.support)
+    settings = {"optimizer": optax.sgd(0.01), "steps": 3, "minibatched": True}
+    found, metrics = truncated_maml_grad(loss_fn, params, Episode(support, episode.query), backprop_steps=3, **settings)
+    expected, also = maml_grad(loss_fn, params, Episode(support, episode.query), **settings)
+    assert_trees_close(found, expected, rtol=1e-9)
+    part, same = truncated_maml_grad(loss_fn, params, Episode(support, episode.query), backprop_steps=1, **settings)
+    np.testing.assert_allclose([metrics["loss"], same["loss"]], [also["loss"]] * 2, rtol=1e-12)
+    assert float(optax.tree.norm(jax.tree.map(jnp.subtract, part, expected))) > 1e-6
+
+
+@pytest.mark.parametrize(("factory", "moves"), [(anil, "head"), (boil, "dense_0")])
+def test_anil_moves_the_head_and_boil_all_else(factory, moves: str) -> None:
+    model, episode = nn.MLP((4,), 3, activation=jnp.tanh), small_classification()
+    learner = factory(model, inner_optimizer=optax.sgd(0.5), steps=3)
+    params = to_float64(learner.init(KEY, episode))
+    grads, _ = learner.meta_grad(params, episode, KEY)
+    by_mask = maml(model, inner_optimizer=optax.sgd(0.5), steps=3, mask=mask_by_path(lambda path: f"/{moves}/" in path))
+    assert_trees_close(grads, by_mask.meta_grad(params, episode, KEY)[0], rtol=1e-12)
+    assert all(float(jnp.abs(leaf).max()) > 0 for leaf in jax.tree.leaves(grads))
+    stays = "dense_0" if moves == "head" else "head"
+    moved_later = jax.tree.map(jnp.copy, params)
+    moved_later["params"][stays]["kernel"] *= 1.1
+    other, _ = learner.meta_grad(moved_later, episode, KEY)
+    assert float(optax.tree.norm(jax.tree.map(jnp.subtract, other, grads))) > 0
+
+
+def test_a_head_that_is_not_there_is_named() -> None:
+    model, episode = nn.MLP((4,), 3), small_classification()
+    params = model.init(KEY, episode.support.x)
+    for factory, message in ((anil, "mask is False everywhere"), (boil, "head='top' is in no parameter's path")):
+        learner = factory(model, inner_optimizer=optax.sgd(0.5), head="top")
+        with pytest.raises(ValueError, match=message):
+            learner.meta_grad(params, episode, KEY)
+
+
+def test_meta_sgd_with_one_rate_is_maml_and_its_rates_have_their_derivative() -> None:
+    loss_fn, params, episode = small_problem()
+    rates = jax.tree.map(lambda leaf: jnp.full_like(leaf, 0.05), params)
+    grads, metrics = meta_sgd_grad(loss_fn, WithRates(params, rates), episode, steps=3)
+    expected, also = maml_grad(loss_fn, params, episode, optimizer=optax.sgd(0.05), steps=3)
+    assert_trees_close(grads.params, expected, rtol=1e-9, atol=1e-12)
+    assert float(metrics["loss"]) == pytest.approx(float(also["loss"]), rel=1e-12)
+
+    def objective(rates):
+        theta = params
+        for _ in range(3):
+            step = jax.grad(loss_fn)(theta, episode.support)
+            theta = jax.tree.map(lambda t, r, g: t - r * g, theta, rates, step)
+        return loss_fn(theta, episode.query)
+
+    direction = random_direction(params, 0)
+    derivative = stencil_derivative(jax.jit(objective), rates, direction, 1e-3)
+    assert inner_product(grads.rates, direction) == pytest.approx(derivative, rel=1e-7)
+
+
+def test_meta_sgd_draws_its_rates_and_leaves_out_what_does_not_adapt() -> None:
+    episode = small_classification()
+    mask = mask_by_path(lambda path: "head" in path)
+    learner = meta_sgd(nn.MLP((4,), 3), rates=(0.1, 0.2), mask=mask)
+    meta = learner.init(KEY, episode)
+    rates = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(meta.rates)])
+    assert 0.1 <= rates.min() < rates.max() <= 0.2
+    grads, _ = learner.meta_grad(to_float64(meta), episode, KEY)
+    assert float(jnp.abs(grads.rates["params"]["dense_0"]["kernel"]).max()) == 0
+    assert float(jnp.abs(grads.rates["params"]["head"]["kernel"]).max()) > 0
+    with pytest.raises(ValueError, match=r"rates must be a range \(low, high\), but is \(1, 0\)"):
+        meta_sgd(nn.MLP((4,), 3), rates=(1, 0))
+
+
+def pp(**kwargs):
+    model = nn.MLP((4,), 3, norm=True, activation=jnp.tanh)
+    learner = maml_pp(model, **{"steps": 3, "inner_lr": 0.4, "epoch": 2, "multi_step_epochs": 2, **kwargs})
+    episode = small_classification()
+    meta = to_float64(learner.init(KEY, episode))
+    noise = random_direction(descended(meta), 3)
+    meta = jax.tree.map(lambda a, b: a + b, descended(meta), noise)._replace(outer_step=meta.outer_step)
+    return model, learner, episode, meta
+
+
+def written_out_maml_pp(model, meta, episode, weights, steps: int, stop: bool = False):
+    """The paper's equations, one step at a time."""
+
+    def at(params, j):
+        return {"params": {**params["params"], "norm_0": jax.tree.map(lambda g: g[j], params["params"]["norm_0"])}}
+
+    def value(params, j, batch):
+        return losses.cross_entropy(model.apply(at(params, j), batch.x), batch.y)
+
+    theta, total, found = meta.params, 0.0, []
+    for j in range(steps):
+        step = jax.grad(value)(theta, j, episode.support)
+        step = jax.lax.stop_gradient(step) if stop else step
+        moved = {
+            name: jax.tree.map(lambda t, r, g, j=j: t - r[j] * g, theta["params"][name], rates, step["params"][name])
+            for name, rates in meta.rates["params"].items()
+            if name != "norm_0"
+        }
+        theta = {"params": {**theta["params"], **moved}}
+        found.append(value(theta, j, episode.query))
+        total += weights[j] * found[-1]
+    return total, found
+
+
+@pytest.mark.parametrize(
+    ("outer_steps", "weights", "stop"),
+    [
+        (0, [1 / 3, 1 / 3, 1 / 3], True),  # epoch 0: equal weights; first order for one epoch
+        (2, [1 / 6, 1 / 6, 2 / 3], False),  # epoch 1 of 2
+        (4, [0.0, 0.0, 1.0], False),  # annealed: the last step alone
+    ],
+)
+def test_maml_pp_is_the_paper_s_equations(outer_steps: int, weights, stop: bool) -> None:
+    model, learner, episode, meta = pp(first_order_epochs=1)
+    meta = meta._replace(outer_step=meta.outer_step._replace(value=jnp.array(outer_steps)))
+    grads, metrics = jax.jit(learner.meta_grad)(meta, episode, KEY)
+
+    def objective(learned):
+        return written_out_maml_pp(model, meta._replace(**learned), episode, weights, 3, stop)
+
+    learned = {"params": meta.params, "rates": meta.rates}
+    (total, found), expected = jax.value_and_grad(objective, has_aux=True)(learned)
+    assert_trees_close(grads.params, expected["params"], rtol=1e-9, atol=1e-12)
+    assert_trees_close(grads.rates, expected["rates"], rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose((metrics["meta_loss"], metrics["loss"]), (total, found[-1]), rtol=1e-12)
+    path = learner.predict_path(meta, episode.support, episode.query.x, KEY)
+    judged = [losses.cross_entropy(logits, episode.query.y) for logits in path[1:]]
+    np.testing.assert_allclose(judged, found, rtol=1e-9)
+
+
+def test_maml_pp_counts_its_outer_steps_and_learns_a_normalisation_for_each_inner_one() -> None:
+    _, learner, episode, meta = pp()
+    optimizer = optax.sgd(0.1)
+    state = optimizer.init(descended(meta))
+    for expected in (1, 2):
+        grads, _ = learner.meta_grad(meta, episode, KEY)
+        meta, state = outer_step(optimizer, meta, grads, state)
+        assert int(meta.outer_step.value) == expected
+    offsets = meta.params["params"]["norm_0"]["bias"]
+    assert offsets.shape == (3, 4)
+    assert len({tuple(np.round(row, 6)) for row in np.asarray(offsets)}) == 3
+    assert meta.rates["params"]["head"]["kernel"].shape == (3,)
+
+
+def test_maml_pp_without_its_additions_is_maml() -> None:
+    model, learner, episode, _ = pp(multi_step_epochs=0)
+    meta = to_float64(learner.init(KEY, episode))
+    grads, _ = learner.meta_grad(meta, episode, KEY)
+    mask = mask_by_path(lambda path: "norm_" not in path)
+    plain = maml(model, inner_optimizer=optax.sgd(0.4), steps=3, mask=mask)
+    params = to_float64(plain.init(KEY, episode))
+    expected, _ = plain.meta_grad(params, episode, KEY)
+    summed = grads.params["params"]
+    summed = {"params": {**summed, "norm_0": jax.tree.map(lambda g: g.sum(0), summed["norm_0"])}}
+    assert_trees_close(summed, expected, rtol=1e-9, atol=1e-12)
+    args = (episode.support, episode.query.x, KEY)
+    np.testing.assert_allclose(learner.predict(meta, *args), plain.predict(params, *args), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"steps": 0}, "steps must be 1 or more, but is 0"),
+        ({"inner_lr": 0.0}, "inner_lr must be positive, but is 0.0"),
+        ({"epoch": 0}, "epoch must be 1 or more, but is 0"),
+        ({"multi_step_epochs": -1}, "multi_step_epochs must be 0 or more, but is -1"),
+        ({"first_order_epochs": -1}, "first_order_epochs must be 0 or more, but is -1"),
+    ],
+)
+def test_maml_pp_refuses_numbers_out_of_range(kwargs, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        maml_pp(nn.MLP((4,), 3), **kwargs)
+
+
+def test_rates_that_are_no_tree_of_arrays_behave_like_optax_s_sgd() -> None:
+    grads = {"a": jnp.array([1.0, 2.0]), "b": jnp.array(3.0)}
+    ours = sgd(jax.tree.map(lambda _: jnp.array(0.1), grads))
+    updates, _ = ours.update(grads, ours.init(grads))
+    assert_trees_close(updates, optax.sgd(0.1).update(grads, optax.sgd(0.1).init(grads))[0], rtol=1e-12)
+    assert_trees_equal(jax.tree.structure(updates), jax.tree.structure(grads))
+
+
+def test_bad_factories_are_refused_where_they_are_made() -> None:
+    for factory in (maml, fomaml, anil, boil):
+        with pytest.raises(TypeError, match=r"must be an Optax transformation, such as optax.sgd\(0.1\), but is 0.1"):
+            factory(nn.MLP((4,), 3), inner_optimizer=0.1)
+        with pytest.raises(ValueError, match="eval_steps must be 0 or more, but is -2"):
+            factory(nn.MLP((4,), 3), inner_optimizer=optax.sgd(0.1), eval_steps=-2)

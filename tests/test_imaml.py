@@ -1,0 +1,187 @@
+"""iMAML against closed forms, converged unrolling, and what can go wrong in a solver."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from helpers import regression_problem, to_float64
+
+from jaxmeta import Episode, imaml, imaml_grad, maml_grad, mask_by_path, nn
+from jaxmeta.optimization._imaml import proximal_loss
+
+LAMBDA = 2.0
+
+
+def quadratic(seed: int, size: int = 6):
+    """L_S = phi A phi / 2 + b phi with A positive definite; L_Q = |phi - c|^2 / 2."""
+    rng = np.random.default_rng(seed)
+    root = rng.normal(size=(size, size))
+    a, b, c = jnp.asarray(root @ root.T / size), jnp.asarray(rng.normal(size=size)), jnp.asarray(rng.normal(size=size))
+
+    def loss_fn(phi, kind):
+        return jnp.where(kind == 0, phi @ a @ phi / 2 + b @ phi, jnp.sum((phi - c) ** 2) / 2)
+
+    return loss_fn, a, b, c, Episode(jnp.array(0), jnp.array(1))  # pyright: ignore
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("seed", range(3))
+def test_a_quadratic_has_its_closed_form(seed: int) -> None:
+    loss_fn, a, b, c, episode = quadratic(seed)
+    theta = jnp.linspace(-1.0, 1.0, 6)
+    grads, metrics = imaml_grad(
+        loss_fn, theta, episode, optimizer=optax.sgd(0.2), steps=300, proximal=LAMBDA, solver_steps=6
+    )
+    matrix = jnp.eye(6) + a / LAMBDA
+    phi = jnp.linalg.solve(matrix, theta - b / LAMBDA)
+    np.testing.assert_allclose(grads, jnp.linalg.solve(matrix, phi - c), rtol=1e-10)
+    assert float(metrics["inner_residual"]) < 1e-12
+    assert float(metrics["solver_residual"]) < 1e-10
+    assert float(metrics["solver_stopped"]) == 0
+    assert float(metrics["loss"]) == pytest.approx(float(jnp.sum((phi - c) ** 2) / 2), rel=1e-10)
+
+
+@pytest.mark.usefixtures("float64")
+def test_damping_is_in_the_equation_and_neumann_is_its_series() -> None:
+    loss_fn, a, b, c, episode = quadratic(0)
+    theta = jnp.linspace(-1.0, 1.0, 6)
+    settings = {"optimizer": optax.sgd(0.05), "steps": 600}
+    damped, _ = imaml_grad(loss_fn, theta, episode, proximal=LAMBDA, damping=0.5, solver_steps=6, **settings)
+    phi = jnp.linalg.solve(jnp.eye(6) + a / LAMBDA, theta - b / LAMBDA)
+    np.testing.assert_allclose(damped, jnp.linalg.solve(1.5 * jnp.eye(6) + a / LAMBDA, phi - c), rtol=1e-9)
+    strong = 10.0
+    phi = jnp.linalg.solve(jnp.eye(6) + a / strong, theta - b / strong)
+    series = sum(jnp.linalg.matrix_power(-a / strong, i) @ (phi - c) for i in range(5))
+    settings |= {"proximal": strong, "solver": "neumann", "solver_steps": 4}
+    found, metrics = imaml_grad(loss_fn, theta, episode, **settings)
+    np.testing.assert_allclose(found, series, rtol=1e-9)
+    residual = jnp.linalg.norm((jnp.eye(6) + a / strong) @ series - (phi - c)) / jnp.linalg.norm(phi - c)
+    assert float(metrics["solver_residual"]) == pytest.approx(float(residual), rel=1e-6)
+
+
+def converged_problem():
+    loss_fn, params, episode = regression_problem(jax.random.key(4))
+    return loss_fn, *to_float64((params, episode))
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("mask", [None, mask_by_path(lambda path: "dense_0" not in path)])
+def test_on_a_solved_problem_it_is_the_gradient_through_the_solution(mask) -> None:
+    """The proximal objective descended in a loop and differentiated through: once solved, the start is forgotten."""
+    loss_fn, params, episode = converged_problem()
+    found, metrics = jax.jit(
+        lambda p: imaml_grad(
+            loss_fn, p, episode, optimizer=optax.sgd(0.1), steps=400, proximal=LAMBDA, solver_steps=20, mask=mask
+        )
+    )(params)
+    assert float(metrics["inner_residual"]) < 1e-10
+
+    def unrolled(theta):
+        moves = mask(theta) if mask else jax.tree.map(lambda _: True, theta)
+
+        def step(phi, _):
+            grads = jax.grad(proximal_loss(loss_fn, theta, LAMBDA))(phi, episode.support)
+            return jax.tree.map(lambda p, g, m, t: p - 0.1 * g if m else t, phi, grads, moves, theta), None
+
+        return loss_fn(jax.lax.scan(step, theta, length=400)[0], episode.query)
+
+    expected = jax.jit(jax.grad(unrolled))(params)
+    distance = optax.tree.norm(jax.tree.map(jnp.subtract, found, expected)) / optax.tree.norm(expected)
+    assert float(distance) < 1e-7
+    assert all(float(jnp.abs(leaf).max()) > 0 for leaf in jax.tree.leaves(found))
+
+
+def test_five_conjugate_gradient_steps_come_within_five_ten_thousandths() -> None:
+    loss_fn, params, episode = regression_problem(jax.random.key(4))
+    few, many = (
+        imaml_grad(
+            loss_fn, params, episode, optimizer=optax.sgd(0.1), steps=64, proximal=LAMBDA, solver_steps=solver_steps
+        )[0]
+        for solver_steps in (5, 20)
+    )
+    distance = optax.tree.norm(jax.tree.map(jnp.subtract, few, many)) / optax.tree.norm(many)
+    assert float(distance) < 5e-4
+
+
+def test_memory_does_not_grow_with_inner_steps() -> None:
+    loss_fn, params, episode = regression_problem(jax.random.key(4))
+
+    def temp(steps):
+        step = jax.jit(
+            lambda p: imaml_grad(loss_fn, p, episode, optimizer=optax.sgd(0.1), steps=steps, proximal=LAMBDA)[0]
+        )
+        return step.lower(params).compile().memory_analysis().temp_size_in_bytes
+
+    assert temp(32) == temp(64)
+
+
+@pytest.mark.usefixtures("float64")
+def test_solvers_survive_being_done_and_meeting_no_curvature() -> None:
+    loss_fn, _, _, _, episode = quadratic(1, size=2)
+    settings = {"optimizer": optax.sgd(0.2), "steps": 200}
+    grads, metrics = imaml_grad(loss_fn, jnp.ones(2), episode, proximal=LAMBDA, solver_steps=40, **settings)
+    assert jnp.isfinite(grads).all()
+    assert float(metrics["solver_residual"]) < 1e-12
+
+    # At a query loss of no slope there is nothing to solve.
+    flat, metrics = imaml_grad(
+        lambda p, k: jnp.where(k == 0, jnp.sum(p**2), 0.0 * jnp.sum(p)),
+        jnp.ones(2),
+        episode,
+        proximal=LAMBDA,
+        **settings,
+    )
+    np.testing.assert_array_equal(flat, jnp.zeros(2))
+    assert float(metrics["solver_residual"]) == 0
+
+    # -2 |phi|^2 outweighs the proximal term: the matrix is 1 - 4 / 2 < 0, and the first-order gradient is left.
+    concave, metrics = imaml_grad(
+        lambda p, k: jnp.where(k == 0, -2 * jnp.sum(p**2), jnp.sum((p - 1) ** 2)),
+        jnp.full(2, 0.1),
+        episode,
+        optimizer=optax.sgd(0.01),
+        steps=1,
+        proximal=LAMBDA,
+    )
+    assert float(metrics["solver_stopped"]) == 1
+    phi = 0.1 + 0.01 * 4 * 0.1
+    np.testing.assert_allclose(concave, 2 * (phi - 1), rtol=1e-12)
+
+
+def test_it_is_not_maml_s_gradient() -> None:
+    loss_fn, params, episode = regression_problem(jax.random.key(4))
+    implicit, _ = imaml_grad(loss_fn, params, episode, optimizer=optax.sgd(0.1), steps=1, proximal=LAMBDA)
+    exact, _ = maml_grad(loss_fn, params, episode, optimizer=optax.sgd(0.1), steps=1)
+    assert float(optax.tree.norm(jax.tree.map(jnp.subtract, implicit, exact))) > 1e-3
+
+
+def test_predictions_come_from_the_proximal_problem() -> None:
+    model = nn.MLP((4,), 1, activation=jnp.tanh)
+    _, _, episode = regression_problem(jax.random.key(4))
+    loss = lambda values, targets: jnp.mean((values - targets) ** 2)  # noqa: E731
+    strong, weak = (
+        imaml(model, inner_optimizer=optax.sgd(0.5 / p), steps=20, proximal=p, loss=loss) for p in (50.0, 5.0)
+    )
+    params = strong.init(jax.random.key(0), episode)
+    start = model.apply(params, episode.query.x)
+    moved = [
+        float(jnp.abs(learner.predict(params, episode.support, episode.query.x, jax.random.key(0)) - start).max())
+        for learner in (strong, weak)
+    ]
+    assert 0 < moved[0] < moved[1]
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"proximal": 0.0}, "proximal must be positive, but is 0.0"),
+        ({"solver": "lu"}, r"solver must be one of \('cg', 'neumann'\), but is 'lu'"),
+        ({"solver_steps": 0}, "solver_steps must be 1 or more, but is 0"),
+        ({"damping": -1.0}, "damping must be 0 or more"),
+        ({"damping": 1.0, "solver": "neumann"}, 'and 0 with solver="neumann", but is 1.0'),
+    ],
+)
+def test_bad_arguments_are_named(kwargs, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        imaml(nn.MLP((4,), 1), inner_optimizer=optax.sgd(0.1), **kwargs)

@@ -1,0 +1,251 @@
+"""How a meta-gradient is computed never changes it: forward over reverse, checkpoints, and what they keep."""
+
+import functools
+
+import flax.linen as fnn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from helpers import assert_trees_close, classification_problem, regression_problem, to_float64
+
+from jaxmeta import Batch, Episode, adapt, batch_meta_grad, losses, maml, maml_grad, nn
+from jaxmeta.inner._remat import scan
+
+
+class Recurrent(fnn.Module):
+    """An LSTM over the rows of an image, and a head on its last output."""
+
+    @fnn.compact
+    def __call__(self, x):
+        rows = x.reshape(x.shape[0], 16, 16)
+        return fnn.Dense(3, name="head")(fnn.RNN(fnn.LSTMCell(4, param_dtype=x.dtype))(rows)[:, -1])
+
+
+class Attention(fnn.Module):
+    """One block of a transformer over the rows of an image, and a head on its mean."""
+
+    @fnn.compact
+    def __call__(self, x):
+        h = fnn.Dense(8)(x.reshape(x.shape[0], 16, 16))
+        h = h + fnn.MultiHeadDotProductAttention(num_heads=2)(fnn.LayerNorm()(h))
+        h = h + fnn.Dense(8)(fnn.gelu(fnn.Dense(16)(fnn.LayerNorm()(h))))
+        return fnn.Dense(3, name="head")(h.mean(1))
+
+
+MODELS = {
+    "mlp": nn.MLP((16, 16), 3, activation=jnp.tanh),
+    "conv4_stride": nn.Conv4(3, features=4, pool="stride", readout="mean"),
+    "conv4_max": nn.Conv4(3, features=4),
+    "lstm": Recurrent(),
+    "attention": Attention(),
+}
+STEPS = 5
+FORMS = [("forward_over_reverse", 0), ("forward_over_reverse", 2), ("reverse_over_reverse", 3), (None, "auto")]
+
+
+def gradient(model, params, episode, optimizer, hvp, remat):
+    loss_fn = lambda p, batch: losses.cross_entropy(model.apply(p, batch.x), batch.y)  # noqa: E731
+    return maml_grad(loss_fn, params, episode, optimizer=optimizer, steps=STEPS, hvp=hvp, remat=remat)[0]
+
+
+def problem(name: str):
+    _, _, episode = classification_problem(jax.random.key(2))
+    return MODELS[name], MODELS[name].init(jax.random.key(3), episode.support.x), episode
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("name", MODELS)
+def test_every_form_gives_the_same_gradient_in_double_precision(name: str) -> None:
+    model, params, episode = problem(name)
+    params, episode = to_float64((params, episode))
+    optimizer = optax.sgd(0.1)
+
+    @functools.partial(jax.jit, static_argnums=(0, 1))
+    def form(hvp, remat):
+        return gradient(model, params, episode, optimizer, hvp, remat)
+
+    stock = form("reverse_over_reverse", 0)
+    for hvp, remat in FORMS:
+        scale = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(stock))
+        assert_trees_close(form(hvp, remat), stock, rtol=1e-10, atol=1e-10 * scale)
+
+
+@pytest.mark.parametrize("name", ["mlp", "lstm", "attention"])
+def test_every_form_gives_the_same_gradient_in_single_precision(name: str) -> None:
+    """Smooth networks: where a ReLU flips by rounding, single precision says little."""
+    model, params, episode = problem(name)
+    optimizer = optax.adam(1e-2, eps_root=1e-8)
+    stock = jax.jit(lambda p: gradient(model, p, episode, optimizer, "reverse_over_reverse", 0))(params)
+    ruled = jax.jit(lambda p: gradient(model, p, episode, optimizer, "forward_over_reverse", 2))(params)
+    distance = optax.tree.norm(jax.tree.map(jnp.subtract, stock, ruled)) / optax.tree.norm(stock)
+    assert float(distance) < 1e-5
+
+
+def test_the_forms_agree_under_every_task_strategy() -> None:
+    model, params, episode = problem("mlp")
+    episodes = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf[::-1]] * 2), episode)
+    stock = None
+    for hvp, chunk, devices in [
+        ("reverse_over_reverse", 4, 1),
+        ("forward_over_reverse", 4, 1),
+        ("forward_over_reverse", 1, 1),
+        ("forward_over_reverse", 1, 2),
+        ("forward_over_reverse", 2, 2),
+    ]:
+        learner = maml(model, inner_optimizer=optax.sgd(0.1), steps=3, hvp=hvp)
+        step = functools.partial(batch_meta_grad, learner, chunk=chunk, devices=devices)
+        found, _ = jax.jit(step)(params, episodes, jax.random.key(0))
+        stock = stock or found
+        assert_trees_close(found, stock, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("steps", [1, 4, 7])
+@pytest.mark.parametrize("optimizer", [optax.sgd, lambda rate: optax.adam(rate, eps_root=1e-8)], ids=["sgd", "adam"])
+def test_all_that_enters_the_inner_loss_gets_its_derivative(optimizer, steps: int) -> None:
+    """Data, weights of examples, a learned penalty, a learned rate; inner losses count in the outer objective."""
+    loss_fn, params, episode = regression_problem(jax.random.key(4))
+    model = nn.MLP((16, 16), 1, activation=jnp.tanh)
+    params, episode = to_float64((params, episode))
+    weights = jnp.linspace(0.5, 1.5, 10)[:, None]
+
+    def outer(meta, hvp, remat):
+        params, x, weights, penalty, rate = meta
+
+        def inner(p, target):
+            errors = weights * (model.apply(p, x) - target) ** 2
+            return errors.mean() + penalty * optax.tree.norm(p, squared=True), {"largest": errors.max()}
+
+        adapted = adapt(
+            inner,
+            params,
+            episode.support.y,
+            optimizer=optimizer(rate),
+            steps=steps,
+            has_aux=True,
+            hvp=hvp,
+            remat=remat,
+        )
+        assert adapted.aux["largest"].shape == (steps,)
+        # What comes beside the loss has no derivative, in either form.
+        return loss_fn(adapted.params, episode.query) + 0.1 * adapted.losses.sum() + adapted.aux["largest"].sum()
+
+    meta = (params, episode.support.x, weights, jnp.array(0.01), jnp.array(0.05))
+    differentiate = jax.jit(jax.grad(outer), static_argnums=(1, 2))
+    stock = differentiate(meta, "reverse_over_reverse", 0)
+    assert all(float(jnp.abs(leaf).max()) > 1e-5 for leaf in jax.tree.leaves(stock))
+    for remat in (0, 2):
+        assert_trees_close(differentiate(meta, "forward_over_reverse", remat), stock, rtol=1e-9, atol=1e-12)
+    each = jax.vmap(jax.grad(lambda rate: outer((*meta[:4], rate), "forward_over_reverse", 0)))(jnp.array([0.01, 0.05]))
+    np.testing.assert_allclose(each[1], stock[4], rtol=1e-9)
+
+
+def curved(steps: int, hvp):
+    """`theta -> scalar`, through an inner loop."""
+
+    def value(theta):
+        inner = lambda p, _: jnp.sum(jnp.sin(p) ** 2) + 0.1 * jnp.sum(p**4)  # noqa: E731
+        adapted = adapt(inner, theta, None, optimizer=optax.sgd(0.1), steps=steps, hvp=hvp)
+        return jnp.sum(jnp.cos(adapted.params) * jnp.arange(1.0, 4.0))
+
+    return value
+
+
+@pytest.mark.usefixtures("float64")
+def test_the_rule_can_be_differentiated_again() -> None:
+    """Hessian-vector products of the meta-objective, third derivatives, and an inner loop inside an inner loop."""
+    theta, v = jnp.array([0.3, -0.5, 1.1]), jnp.array([1.0, 2.0, -1.0])
+    results = {}
+    for hvp in ("forward_over_reverse", "reverse_over_reverse"):
+        value = curved(3, hvp)
+        product = jax.jvp(jax.grad(value), (theta,), (v,))[1]
+        third = jax.grad(lambda t, value=value: jax.grad(lambda u: jax.grad(value)(u) @ v)(t) @ v)(theta)
+
+        def nested(theta, value=value, hvp=hvp):
+            inner = adapt(lambda p, _: value(p), theta, None, optimizer=optax.sgd(0.1), steps=2, hvp=hvp)
+            return jnp.sum(inner.params**2)
+
+        results[hvp] = (product, third, jax.jit(jax.grad(nested))(theta))
+    assert_trees_close(*results.values(), rtol=1e-12)
+    with pytest.raises(TypeError, match="forward-mode"):
+        jax.jvp(curved(3, None), (theta,), (v,))
+    jax.jvp(curved(3, "reverse_over_reverse"), (theta,), (v,))
+
+
+def temp_bytes(hvp, remat, steps: int) -> int:
+    loss_fn, params, episode = wide_problem()
+
+    def objective(p):
+        adapted = adapt(loss_fn, p, episode.support, optimizer=optax.sgd(0.01), steps=steps, hvp=hvp, remat=remat)
+        return loss_fn(adapted.params, episode.query)
+
+    return jax.jit(jax.grad(objective)).lower(params).compile().memory_analysis().temp_size_in_bytes
+
+
+def wide_problem():
+    model = nn.MLP((256, 256), 10, activation=jnp.tanh)
+    x = jax.random.normal(jax.random.key(0), (100, 64))
+    batch = Batch(x, jnp.arange(100) % 10)
+    params = model.init(jax.random.key(1), x)
+    return lambda p, b: losses.cross_entropy(model.apply(p, b.x), b.y), params, Episode(batch, batch)
+
+
+def test_memory_grows_by_one_set_of_parameters_a_step_or_less() -> None:
+    _, params, _ = wide_problem()
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    default = {steps: temp_bytes(None, 0, steps) for steps in (4, 64)}
+    assert default[64] - default[4] <= 1.2 * 60 * size
+    plain = temp_bytes("reverse_over_reverse", 0, 64)
+    assert default[64] <= plain / 3.9
+    assert temp_bytes(None, 2, 64) <= plain / 13
+    assert temp_bytes(None, "auto", 64) <= plain / 15
+
+
+def test_a_thousand_steps_run_and_a_hundred_are_those_of_plain_reverse() -> None:
+    loss_fn, params, episode = regression_problem(jax.random.key(4))
+    grads, _ = jax.jit(lambda p: maml_grad(loss_fn, p, episode, optimizer=optax.sgd(0.01), steps=1000, remat=2))(params)
+    assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(grads))
+    with jax.enable_x64(True):
+        params, episode = to_float64((params, episode))
+        ours, stock = (
+            jax.jit(
+                lambda p, hvp=hvp, remat=remat: maml_grad(
+                    loss_fn, p, episode, optimizer=optax.sgd(0.01), steps=100, hvp=hvp, remat=remat
+                )[0]
+            )(params)
+            for hvp, remat in ((None, "auto"), ("reverse_over_reverse", 0))
+        )
+        assert_trees_close(ours, stock, rtol=1e-9, atol=1e-13)
+
+
+@pytest.mark.parametrize("length", [1, 2, 5, 12, 13])
+@pytest.mark.parametrize("levels", [0, 1, 2, 3, 5])
+@pytest.mark.parametrize("step_residuals", [False, True])
+def test_the_checkpointed_scan_is_a_scan(length: int, levels: int, step_residuals: bool) -> None:
+    xs = jnp.arange(1.0, length + 1)
+
+    def step(carry, x):
+        return jnp.sin(carry) + x, carry * x
+
+    found = scan(step, jnp.array(0.5), xs, length=length, levels=levels, step_residuals=step_residuals)
+    np.testing.assert_array_equal(found[1], jax.lax.scan(step, jnp.array(0.5), xs)[1])
+    np.testing.assert_array_equal(found[0], jax.lax.scan(step, jnp.array(0.5), xs)[0])
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        (
+            {"hvp": "forward"},
+            r"hvp must be one of \('forward_over_reverse', 'reverse_over_reverse'\), but is 'forward'",
+        ),
+        ({"remat": -1}, r'remat must be a number of levels in \[0, 8\] or "auto", but is -1'),
+        ({"remat": True}, "but is True"),
+        ({"remat": "sqrt"}, "but is 'sqrt'"),
+    ],
+)
+def test_unknown_forms_are_named(kwargs, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        adapt(lambda p, _: p**2, jnp.array(1.0), None, optimizer=optax.sgd(0.1), steps=2, **kwargs)
