@@ -89,6 +89,7 @@ def evaluate(
             have no queries.
         FloatingPointError: the metric of an episode is not finite.
 
+    >>> import optax
     >>> from jaxmeta import losses, maml, nn, tasks
     >>> learner = maml(nn.MLP((4,), 1), inner_optimizer=optax.sgd(0.01), loss=losses.mean_squared_error)
     >>> source = tasks.sinusoid(shots=5)
