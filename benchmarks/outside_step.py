@@ -16,7 +16,7 @@ from typing import Any
 import jax
 
 from jaxmeta import fit, presets
-from jaxmeta.cli import _use_cores
+from jaxmeta.cli._commands import use_cores
 from jaxmeta.training._fit import TrainState, _train_window
 
 REPEATS = 3
@@ -24,7 +24,7 @@ CASES = {"maml-sinusoid": ("maml", "sinusoid", 20_000), "maml-glyphs-conv4": ("m
 
 
 def main() -> None:
-    _use_cores(None)
+    use_cores(None)
     rows = [measure(name, *case) for name, case in CASES.items()]
     print(f"{'case':20}{'steps':>8}{'fit, s':>9}{'compiled, s':>13}{'outside':>9}{'dispatches':>12}")
     for row in rows:

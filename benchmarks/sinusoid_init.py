@@ -18,7 +18,7 @@ import numpy as np
 import optax
 
 from jaxmeta import fit, losses, maml, nn, presets
-from jaxmeta.cli import _use_cores
+from jaxmeta.cli._commands import use_cores
 
 SEEDS = (0, 1, 2)
 TASKS = 6000
@@ -36,7 +36,7 @@ MODELS = {
 
 
 def main() -> None:
-    _use_cores(None)
+    use_cores(None)
     settings = presets.settings("maml", "sinusoid")
     rows = []
     print(f"{'initialisation':38}{'seed':>5}{'1 step':>10}{'5 steps':>10}{'10 steps':>10}{'diverged':>10}")

@@ -30,7 +30,7 @@ def _peak(jaxpr: core.Jaxpr) -> int:
     dying: dict[int, int] = {}
     live = peak = 0
     for i, eqn in enumerate(jaxpr.eqns):
-        inner = max((_peak(sub) for sub in _subprograms(eqn)), default=0)
+        inner = max((_peak(sub) for sub in subprograms(eqn)), default=0)
         for var in eqn.outvars:
             size = _size(var)
             live += size
@@ -41,7 +41,8 @@ def _peak(jaxpr: core.Jaxpr) -> int:
     return peak
 
 
-def _subprograms(eqn: Any) -> list[core.Jaxpr]:
+def subprograms(eqn: Any) -> list[core.Jaxpr]:
+    """The programs that an equation of a program holds, such as a loop's body."""
     found = []
     for param in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda p: hasattr(p, "eqns")):
         if hasattr(param, "eqns"):

@@ -4,7 +4,7 @@
 the arguments of `jaxmeta.fit` and `jaxmeta.evaluate`.
 """
 
-from jaxmeta.presets._build import Setup, build
+from jaxmeta.presets._build import Setup, build, estimators
 from jaxmeta.presets._papers import DATASETS, METHODS, Settings, settings
 
-__all__ = ["DATASETS", "METHODS", "Settings", "Setup", "build", "settings"]
+__all__ = ["DATASETS", "METHODS", "Settings", "Setup", "build", "estimators", "settings"]

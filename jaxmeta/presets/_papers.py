@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jaxmeta.tasks import Rotations, Split, Subset
 
-METHODS = ("maml", "fomaml", "reptile")
+METHODS = ("maml", "fomaml", "reptile", "anil", "boil", "meta_sgd", "maml_pp", "imaml")
 DATASETS = ("sinusoid", "glyphs", "omniglot")
 
 
@@ -32,6 +32,7 @@ class Settings:
     eval_inner_steps: int = 3
     eval_inner_batch: int | None = None
     persistent: bool = False
+    proximal: float = 2.0  # iMAML's lambda
     meta_batch: int = 32
     outer_lr: float = 1e-3  # Adam's rate, or Reptile's first step size epsilon
     split: Split = "vinyals"
@@ -48,7 +49,7 @@ class Settings:
         """Refuses numbers that no training can use."""
         least = {
             "steps": 1,
-            "inner_steps": int(self.method == "reptile"),
+            "inner_steps": int(self.method in ("reptile", "maml_pp")),
             "eval_inner_steps": 0,
             "meta_batch": 1,
             "queries": 1,
@@ -57,7 +58,7 @@ class Settings:
         for name, bound in least.items():
             if getattr(self, name) < bound:
                 raise ValueError(f"{name} must be {bound} or more, but is {getattr(self, name)}")
-        for name in ("inner_lr", "outer_lr"):
+        for name in ("inner_lr", "outer_lr", "proximal"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive and finite, but is {getattr(self, name)}")
 
@@ -133,6 +134,28 @@ _REPTILE_20_WAY = dataclasses.replace(
 )
 _REPTILE_OMNIGLOT = (_REPTILE_5_WAY, _REPTILE_20_WAY)
 
+# What else differs from MAML's, by method, on images and on sinusoids.
+_OTHERS = {
+    "maml": ({}, {}),
+    "fomaml": ({}, {}),
+    # arXiv:1909.09157: MAML's settings.
+    "anil": ({}, {}),
+    # arXiv:2008.08882: one inner step at 0.5.
+    "boil": ({"inner_lr": 0.5, "inner_steps": 1, "eval_inner_steps": 1}, {}),
+    # arXiv:1707.09835: one inner step; rates start in [0.005, 0.1] whatever `inner_lr` says.
+    "meta_sgd": ({"inner_steps": 1, "eval_inner_steps": 1}, {"eval_inner_steps": 1}),
+    # arXiv:1810.09502 and its code: 100 epochs of 500 outer steps.
+    "maml_pp": (
+        {"inner_lr": 0.1, "inner_steps": 5, "eval_inner_steps": 5, "meta_batch": 8, "steps": 50_000},
+        {"inner_lr": 0.01, "inner_steps": 5, "eval_inner_steps": 5},
+    ),
+    # arXiv:1909.04630: 16 inner steps for 5 ways; rate and steps as in its code.
+    "imaml": (
+        {"inner_lr": 0.1, "inner_steps": 16, "eval_inner_steps": 16, "steps": 20_000},
+        {"inner_lr": 0.05, "inner_steps": 16, "eval_inner_steps": 16},
+    ),
+}
+
 
 def settings(
     method: str, dataset: str, *, ways: int | None = None, shots: int | None = None, queries: int | None = None
@@ -160,11 +183,15 @@ def settings(
     if dataset == "sinusoid":
         if ways is not None:
             raise ValueError(f"ways={ways}, but sinusoid is a regression, which has no classes")
-        preset = _REPTILE_SINUSOID if method == "reptile" else _MAML_SINUSOID
-        return _with_sizes(dataclasses.replace(preset, method=method), shots, queries)
+        preset = _REPTILE_SINUSOID
+        if method != "reptile":
+            preset = dataclasses.replace(_MAML_SINUSOID, method=method, **_OTHERS[method][1])
+        return _with_sizes(preset, shots, queries)
     ways = 5 if ways is None else ways
-    presets = _REPTILE_OMNIGLOT if method == "reptile" else _MAML_OMNIGLOT
-    preset = dataclasses.replace(presets[ways >= 20], method=method, dataset=dataset, ways=ways)
+    preset = _REPTILE_OMNIGLOT[ways >= 20]
+    if method != "reptile":
+        preset = dataclasses.replace(_MAML_OMNIGLOT[ways >= 20], method=method, **_OTHERS[method][0])
+    preset = dataclasses.replace(preset, dataset=dataset, ways=ways)
     if dataset not in DATASETS:
         preset = dataclasses.replace(
             preset, dataset=str(_folder(dataset)), train_rotations="none", test_rotations="none"

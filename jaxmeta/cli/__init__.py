@@ -1,0 +1,63 @@
+"""The command line: `jaxmeta train`, `jaxmeta evaluate`, `jaxmeta compare`, `jaxmeta list`."""
+
+import contextlib
+import io
+import re
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import tyro
+
+from jaxmeta.cli import _commands
+from jaxmeta.cli._arguments import Compare, Evaluate, List, Train
+
+Command = Annotated[Train | Evaluate | Compare | List, tyro.conf.ConsolidateSubcommandArgs]
+
+_DESCRIPTION = "Meta-learning in JAX with exact second-order gradients."
+_USER_ERRORS = (ValueError, TypeError, OSError, FloatingPointError, OverflowError)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs a command. Bad input prints one line on standard error and returns 2.
+
+    Args:
+        args: the words after `jaxmeta`; None for the process's own.
+    """
+    try:
+        command = _parse(args)
+        match command:
+            case Train():
+                _commands.train(command)
+            case Evaluate():
+                _commands.evaluate(command)
+            case Compare():
+                _commands.compare(command)
+            case List():
+                _commands.list_presets()
+    except _USER_ERRORS as error:
+        print(f"jaxmeta: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("jaxmeta: interrupted; continue with the same command and --resume", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parse(args: Sequence[str] | None) -> Train | Evaluate | Compare | List:
+    """Parses the command line; a mistake in it is a `ValueError` of one line."""
+    mistakes = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(mistakes):
+            return tyro.cli(Command, prog="jaxmeta", description=_DESCRIPTION, args=args)  # pyright: ignore
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise ValueError(_first_sentence(mistakes.getvalue())) from None
+
+
+def _first_sentence(box: str) -> str:
+    """The message of tyro's framed error: what stands between the title's rule and the next."""
+    parts = re.split(r"^\W*(?:[─-]+ [\w ]+ )?[─-]{3,}\W*$", box, flags=re.MULTILINE)
+    message = parts[1] if len(parts) > 1 else box
+    return " ".join(re.sub(r"[│|]", " ", message).split()) + " (see jaxmeta --help)"

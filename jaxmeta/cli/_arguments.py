@@ -1,0 +1,113 @@
+"""What the command line takes: a class for each command, a field for each option, its help beneath it."""
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """Meta-train a method with its paper's settings, evaluate it, and draw what it learned.
+
+    Without arguments: MAML on sinusoids, the paper's whole budget, in well under two minutes on two cores.
+    """
+
+    method: tyro.conf.Positional[str] = "maml"
+    """What to train; `jaxmeta list` names the methods."""
+    dataset: str = "sinusoid"
+    """sinusoid, glyphs (synthetic characters, no download), omniglot, or the path of a folder of class folders; a
+    quarter of these, drawn at random, is kept for the test episodes."""
+    ways: int | None = None
+    """Classes in an episode. Default: 5."""
+    shots: int | None = None
+    """Support examples of each class. Default: the paper's."""
+    queries: int | None = None
+    """Query examples of each class (MAML: in training and in test episodes). Default: the paper's."""
+    steps: int | None = None
+    """Outer steps. Default: the paper's."""
+    inner_steps: int | None = None
+    """Inner gradient steps in training. Default: the paper's."""
+    inner_lr: float | None = None
+    """Inner learning rate, on the mean loss. Default: the paper's."""
+    meta_batch: int | None = None
+    """Episodes in an outer step. Default: the paper's."""
+    outer_lr: float | None = None
+    """Outer learning rate (Reptile: the first outer step size). Default: the paper's."""
+    episodes: int | None = None
+    """Test episodes. Default: the paper's."""
+    query_mode: Literal["transductive", "inductive"] = "transductive"
+    """Whether test queries are seen together, or each alone with the support set."""
+    seed: int = 0
+    """Of initialisation, training and test episodes."""
+    out: Path | None = None
+    """Run folder. Default: runs/METHOD-DATASET-seedSEED."""
+    resume: bool = False
+    """Continue the run in the run folder, bit for bit."""
+    devices: int | None = None
+    """CPU devices to divide the tasks among. Default: $JAX_NUM_CPU_DEVICES, or one for each core."""
+    data_dir: str | None = None
+    """Where TensorFlow Datasets keeps Omniglot. Default: $TFDS_DATA_DIR or ~/tensorflow_datasets."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluate:
+    """Evaluate a run's newest checkpoint, perhaps on other episodes than it was trained for."""
+
+    run_dir: tyro.conf.Positional[Path]
+    """The run's folder."""
+    shots: int | None = None
+    """Support examples of each class. Default: the run's."""
+    queries: int | None = None
+    """Query examples of each class. Default: the run's."""
+    inner_steps: int | None = None
+    """Adaptation steps. Default: the run's."""
+    episodes: int | None = None
+    """Test episodes. Default: the run's."""
+    query_mode: Literal["transductive", "inductive"] | None = None
+    """Whether test queries are seen together, or each alone with the support set. Default: the run's."""
+    seed: int | None = None
+    """Of the test episodes. Default: the run's."""
+    data_dir: str | None = None
+    """Where TensorFlow Datasets keeps Omniglot. Default: the run's."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Compare:
+    """Compare meta-gradient estimators on one batch of tasks: angle and size against exact MAML, and cost.
+
+    Writes compare.json and compare.png beside the table it prints.
+    """
+
+    dataset: str = "sinusoid"
+    """sinusoid, glyphs, omniglot, or the path of a folder of class folders."""
+    ways: int | None = None
+    """Classes in an episode. Default: 5."""
+    shots: int | None = None
+    """Support examples of each class. Default: MAML's."""
+    queries: int | None = None
+    """Query examples of each class. Default: MAML's."""
+    inner_steps: int = 5
+    """Inner gradient steps."""
+    inner_lr: float | None = None
+    """Inner learning rate, on the mean loss. Default: MAML's."""
+    meta_batch: int | None = None
+    """Tasks in the batch. Default: MAML's."""
+    run: Path | None = None
+    """A run of MAML or first-order MAML, at whose newest checkpoint to compare. Default: at a fresh initialisation."""
+    repeats: int = 10
+    """Runs that are timed."""
+    seed: int = 0
+    """Of the initialisation and the tasks."""
+    out: Path | None = None
+    """Folder to write to. Default: runs/compare-DATASET-seedSEED."""
+    devices: int | None = None
+    """CPU devices to divide the tasks among. Default: $JAX_NUM_CPU_DEVICES, or one for each core."""
+    data_dir: str | None = None
+    """Where TensorFlow Datasets keeps Omniglot. Default: $TFDS_DATA_DIR or ~/tensorflow_datasets."""
+
+
+@dataclasses.dataclass(frozen=True)
+class List:
+    """List the methods and data sets, with the papers' settings."""

@@ -1,0 +1,206 @@
+"""What the commands do. JAX is imported when a command runs, after its number of devices is settled."""
+
+import contextlib
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+from jaxmeta.cli._arguments import Compare, Evaluate, Train
+
+
+def use_cores(devices: int | None) -> None:
+    """Gives JAX a CPU device for each core, so that tasks run side by side; an accelerator is left as it is."""
+    import jax
+
+    if devices is not None and devices < 1:
+        raise ValueError(f"--devices must be 1 or more, but is {devices}")
+    if devices is not None or "JAX_NUM_CPU_DEVICES" not in os.environ:
+        with contextlib.suppress(RuntimeError):  # JAX already runs, in a notebook say: its devices are what they are
+            jax.config.update("jax_num_cpu_devices", devices or _cores())
+
+
+def _cores() -> int:
+    """The cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def train(command: Train) -> None:
+    """`jaxmeta train`."""
+    use_cores(command.devices)
+    from jaxmeta import presets
+    from jaxmeta.training import _plots, _run, fit
+    from jaxmeta.training import evaluate as judge
+
+    preset = presets.settings(
+        command.method, command.dataset, ways=command.ways, shots=command.shots, queries=command.queries
+    )
+    asked = _given(command, "steps", "inner_steps", "inner_lr", "meta_batch", "outer_lr", "episodes", "data_dir")
+    settings = dataclasses.replace(preset, query_mode=command.query_mode, **asked)
+    run_dir = command.out or Path("runs") / f"{settings.method}-{Path(settings.dataset).name}-seed{command.seed}"
+    setup = presets.build(settings)
+    result = fit(
+        setup.learner,
+        setup.train_source,
+        setup.optimizer,
+        steps=settings.steps,
+        meta_batch=settings.meta_batch,
+        seed=command.seed,
+        run_dir=run_dir,
+        resume=command.resume,
+        config={"settings": dataclasses.asdict(settings)},
+        log_every=settings.log_every,
+        checkpoint_every=settings.checkpoint_every,
+    )
+    evaluation = judge(
+        setup.learner,
+        result.params,
+        setup.test_source,
+        episodes=settings.episodes,
+        seed=command.seed,
+        query_mode=command.query_mode,
+    )
+    _run.write_json(run_dir / "result.json", {"step": settings.steps, **evaluation.summary()})
+    if result.history:
+        _plots.plot_history(run_dir / "training.png", result.history)
+    _plots.plot_steps(run_dir / "adaptation.png", evaluation)
+    if settings.dataset == "sinusoid":
+        _plots.plot_curves(run_dir / "curves.png", setup.learner, result.params, setup.test_source, seed=command.seed)
+    else:
+        _plots.plot_episode(run_dir / "episode.png", setup.test_source, seed=command.seed)
+    print(_table(settings.method, settings.dataset, evaluation))
+    print(f"Run folder: {run_dir} ({', '.join(sorted(path.name for path in run_dir.glob('*.png')))})")
+
+
+def evaluate(command: Evaluate) -> None:
+    """`jaxmeta evaluate`."""
+    use_cores(None)
+    import jax
+
+    from jaxmeta import presets
+    from jaxmeta.training import _run, load_params
+    from jaxmeta.training import evaluate as judge
+
+    config = _run.read_config(command.run_dir)
+    if "settings" not in config:
+        raise ValueError(f"{command.run_dir / 'config.json'} has no settings: the run was not made by jaxmeta train")
+    asked = _given(command, "shots", "queries", "episodes", "query_mode", "data_dir")
+    if command.inner_steps is not None:
+        asked["eval_inner_steps"] = command.inner_steps
+    settings = dataclasses.replace(presets.Settings(**config["settings"]), **asked)
+    setup = presets.build(settings)
+
+    episode = setup.train_source.sample(setup.train_source.data, jax.random.key(0))
+    like = jax.eval_shape(setup.learner.init, jax.random.key(0), episode)
+    params, step = load_params(command.run_dir, like, setup.optimizer)
+    evaluation = judge(
+        setup.learner,
+        params,
+        setup.test_source,
+        episodes=settings.episodes,
+        seed=config["fit"]["seed"] if command.seed is None else command.seed,
+        query_mode=settings.query_mode,  # pyright: ignore[reportArgumentType]
+    )
+    found = {"step": step, "inner_steps": settings.eval_inner_steps, **evaluation.summary()}
+    name = (
+        f"evaluation-step{step}-inner{settings.eval_inner_steps}-{evaluation.query_mode}-"
+        f"{evaluation.episode_hash[:12]}.json"
+    )
+    _run.write_json(command.run_dir / name, found)
+    print(_table(settings.method, settings.dataset, evaluation))
+    print(f"Written to {command.run_dir / name} (checkpoint of step {step})")
+
+
+def compare(command: Compare) -> None:
+    """`jaxmeta compare`."""
+    use_cores(command.devices)
+    import jax
+
+    from jaxmeta import analysis, presets
+    from jaxmeta.analysis._compare import table
+    from jaxmeta.training import _run
+
+    preset = presets.settings("maml", command.dataset, ways=command.ways, shots=command.shots, queries=command.queries)
+    asked = _given(command, "inner_steps", "inner_lr", "meta_batch", "data_dir")
+    settings = dataclasses.replace(preset, **asked)
+    out = command.out or Path("runs") / f"compare-{Path(settings.dataset).name}-seed{command.seed}"
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise FileExistsError(f"{out} is there already: choose another folder with --out")
+    learners, source = presets.estimators(settings)
+    init_key, task_key, key = jax.random.split(jax.random.key(command.seed), 3)
+    episodes = jax.vmap(source.sample, (None, 0))(source.data, jax.random.split(task_key, settings.meta_batch))
+    first = jax.tree.map(lambda leaf: leaf[0], episodes)
+    params = learners["maml"].init(init_key, first)
+    step = None
+    if command.run is not None:
+        params, step = _maml_params(command.run, params)
+    rows = analysis.compare(learners, params, episodes, key, repeats=command.repeats)
+    title = f"{settings.meta_batch} tasks of {settings.dataset}, {settings.inner_steps} inner steps"
+    print(f"{title}, rate {settings.inner_lr:g}, at {f'step {step} of {command.run}' if step else 'the start'}")
+    print(table(rows))
+    out.mkdir(parents=True, exist_ok=True)
+    report = {
+        "settings": dataclasses.asdict(settings),
+        "seed": command.seed,
+        "run": None if command.run is None else str(command.run),
+        "step": step,
+        "devices": len(jax.devices()),
+        "versions": _run.versions(),
+        "estimators": [row._asdict() for row in rows],
+    }
+    _run.write_json(out / "compare.json", report)
+    analysis.plot_comparison(out / "compare.png", rows, title)
+    print(f"Written to {out} (compare.json, compare.png)")
+
+
+def _maml_params(run_dir: Path, like: Any) -> tuple[Any, int]:
+    """The newest meta-parameters of a run of MAML or first-order MAML."""
+    import jax
+
+    from jaxmeta import presets
+    from jaxmeta.training import _run, load_params
+
+    config = _run.read_config(run_dir)
+    method = config.get("settings", {}).get("method")
+    if method not in ("maml", "fomaml"):
+        raise ValueError(f"--run wants a run of maml or fomaml, but {run_dir} is one of {method}")
+    optimizer = presets.build(presets.Settings(**config["settings"])).optimizer
+    return load_params(run_dir, jax.eval_shape(lambda: like), optimizer)
+
+
+def _given(command: Any, *names: str) -> dict[str, Any]:
+    """The options that were given."""
+    return {name: value for name in names if (value := getattr(command, name)) is not None}
+
+
+def list_presets() -> None:
+    """`jaxmeta list`."""
+    from jaxmeta import presets
+
+    print("Methods and the papers' settings; --dataset also takes the path of a folder of class folders.\n")
+    print(f"{'method':10}{'dataset':11}{'steps':>8}{'tasks':>7}{'inner steps':>13}{'inner rate':>12}{'outer rate':>12}")
+    for method in presets.METHODS:
+        for dataset in presets.DATASETS:
+            s = presets.settings(method, dataset)
+            print(
+                f"{method:10}{dataset:11}{s.steps:>8}{s.meta_batch:>7}{s.inner_steps:>13}{s.inner_lr:>12g}"
+                f"{s.outer_lr:>12g}"
+            )
+
+
+def _table(method: str, dataset: str, evaluation: Any) -> str:
+    percent = evaluation.metric == "accuracy"
+    shown = (lambda value: f"{100 * value:.2f} %") if percent else (lambda value: f"{value:.3f}")
+    lines = [
+        f"{method} on {dataset}: {evaluation.episodes} unseen episodes, {evaluation.source['shots']} shots, "
+        f"{evaluation.query_mode} (seed {evaluation.seed}, episodes {evaluation.episode_hash[:12]})",
+        f"{'adaptation steps':>18}{evaluation.metric:>12}{'95 % interval':>18}",
+    ]
+    steps = evaluation.by_step or [(evaluation.mean, evaluation.interval)]
+    last = len(steps) - 1
+    for step in sorted({0, min(1, last), min(5, last), last}):
+        mean, interval = steps[step]
+        lines.append(f"{step:>18}{shown(mean):>12}{'± ' + shown(interval):>18}")
+    if dataset == "sinusoid":
+        lines.append(f"{'predicting zero':>18}{'4.252':>12}")
+    return "\n".join(lines)
