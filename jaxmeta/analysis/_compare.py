@@ -76,7 +76,7 @@ def compare(
         KeyError: `reference` is not among the estimators.
         ValueError: `repeats` is negative, or an estimator's gradients do not have the structure of the reference's.
 
-    >>> from jaxmeta import fomaml_grad, maml_grad
+    >>> from jaxmeta import Batch, fomaml_grad, maml_grad
     >>> import jax.numpy as jnp
     >>> loss = lambda w, batch: jnp.mean((w - batch.x) ** 2)
     >>> settings = {"optimizer": optax.sgd(0.25), "steps": 1}
