@@ -130,9 +130,14 @@ def outer_step(
     def join(before: Any, after: Any, grad: Any) -> Any:
         if not _is_carried(before):
             return after
-        return Carried(jax.tree.map(lambda old, new: new.astype(old.dtype), before.value, grad.value))
+        return Carried(jax.tree.map(_as_before, before.value, grad.value))
 
     return jax.tree.map(join, params, moved, grads, is_leaf=_is_carried), opt_state
+
+
+def _as_before(old: jax.Array, new: jax.Array) -> jax.Array:
+    """The new value in the type of the old: a mean of equal integers is that integer, whatever its last bit says."""
+    return (jnp.rint(new) if jnp.issubdtype(old.dtype, jnp.integer) else new).astype(old.dtype)
 
 
 def _is_carried(node: Any) -> bool:

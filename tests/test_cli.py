@@ -67,7 +67,9 @@ def test_a_finished_run_resumes_to_its_result(sinusoid_run: Path) -> None:
 
 
 @pytest.mark.parametrize("method", presets.METHODS)
-def test_every_method_trains_on_images_of_ones_own(method: str, tmp_path: Path) -> None:
+def test_every_method_trains_on_images_of_ones_own(
+    method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     draw_folder(tmp_path / "letters", dict.fromkeys(("a", "b", "c", "d", "e", "f", "g", "h"), 12))
     words = ["--dataset", str(tmp_path / "letters"), "--ways", "2", "--steps", "2", "--episodes", "4"]
     assert run("train", method, *words, "--meta-batch", "2", "--out", tmp_path / "run") == 0
@@ -76,6 +78,10 @@ def test_every_method_trains_on_images_of_ones_own(method: str, tmp_path: Path) 
     assert result["source"]["name"] == "letters"
     assert (tmp_path / "run" / "episode.png").exists()
     assert run("evaluate", tmp_path / "run", "--query-mode", "inductive") == 0
+    if method == "maml":
+        draw_folder(tmp_path / "letters", {"late": 12})
+        assert run("evaluate", tmp_path / "run") == 2
+        assert "are not those that" in capsys.readouterr().err
 
 
 def test_ones_own_images_are_not_turned_and_are_found_from_anywhere(tmp_path, monkeypatch) -> None:
@@ -173,6 +179,7 @@ def test_help_is_complete(command: tuple[str, ...], capsys: pytest.CaptureFixtur
         ("train --meta-batch -1", "meta_batch must be 1 or more, but is -1"),
         ("train --inner-steps -2", "inner_steps must be 0 or more, but is -2"),
         ("train --inner-lr 0", "inner_lr must be positive and finite, but is 0.0"),
+        ("train --shots 0", "shots must be 1 or more, but is 0"),
         ("train --queries 0", "queries must be 1 or more, but is 0"),
         ("train ---x", "---x"),
         ("train --episodes 1", "episodes must be 2 or more, but is 1"),

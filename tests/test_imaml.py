@@ -149,6 +149,26 @@ def test_solvers_survive_being_done_and_meeting_no_curvature() -> None:
     np.testing.assert_allclose(concave, 2 * (phi - 1), rtol=1e-12)
 
 
+def test_a_diverged_task_does_not_pass_for_a_solved_one() -> None:
+    _, metrics = imaml_grad(
+        lambda p, k: jnp.where(k == 0, jnp.sum(p**2), jnp.nan * jnp.sum(p)),
+        jnp.ones(2),
+        Episode(jnp.array(0), jnp.array(1)),  # pyright: ignore
+        optimizer=optax.sgd(0.1),
+        steps=2,
+        proximal=LAMBDA,
+    )
+    assert np.isnan(metrics["solver_residual"])
+
+
+def test_parameters_of_two_precisions_keep_theirs() -> None:
+    params = {"a": jnp.ones(2, jnp.bfloat16), "b": jnp.ones(2)}
+    loss_fn = lambda p, k: jnp.sum(p["a"].astype(jnp.float32) ** 2) + jnp.sum((p["b"] - 2) ** 2)  # noqa: E731
+    episode = Episode(jnp.array(0), jnp.array(1))  # pyright: ignore
+    grads, _ = imaml_grad(loss_fn, params, episode, optimizer=optax.sgd(0.1), steps=4, proximal=LAMBDA)
+    assert (grads["a"].dtype, grads["b"].dtype) == (jnp.bfloat16, jnp.float32)
+
+
 def test_it_is_not_maml_s_gradient() -> None:
     loss_fn, params, episode = regression_problem(jax.random.key(4))
     implicit, _ = imaml_grad(loss_fn, params, episode, optimizer=optax.sgd(0.1), steps=1, proximal=LAMBDA)

@@ -308,6 +308,19 @@ def test_adam_wants_eps_root_where_a_gradient_is_exactly_zero() -> None:
         assert jnp.isfinite(first_order).all()
 
 
+def test_an_optimiser_that_cannot_be_differentiated_is_refused_with_a_learned_rate_too() -> None:
+    loss_fn, episode = lambda p, x: jnp.sum((p * x - 1.0) ** 2), Episode(jnp.array([1.0, 0.0]), jnp.ones(2))
+
+    @jax.jit
+    def with_rate(rate):
+        return maml_grad(loss_fn, jnp.ones(2), episode, optimizer=optax.adam(rate), steps=2)[0]  # pyright: ignore
+
+    with pytest.raises(ValueError, match=r"no finite derivative where gradients are zero"):
+        with_rate(0.1)
+    with pytest.raises(ValueError, match=r"searches in a loop: take one that does not, such as optax.sgd"):
+        maml_grad(loss_fn, jnp.ones(2), episode, optimizer=optax.lbfgs(), steps=2)  # pyright: ignore
+
+
 def test_clipping_by_norm_is_optaxs_and_has_a_derivative_at_zero() -> None:
     ours, theirs = clip_by_global_norm(1.0), optax.clip_by_global_norm(1.0)
     for scale in (0.1, 10.0):

@@ -11,6 +11,7 @@ from jaxmeta import (
     Batch,
     Carried,
     Episode,
+    Replacement,
     batch_meta_grad,
     descended,
     minibatches,
@@ -147,6 +148,17 @@ def test_persistent_state_carries_over_and_is_replaced_not_descended() -> None:
     before = jax.tree.map(jnp.copy, params)
     learner.predict(params, episode.support, episode.query.x, jax.random.key(0))
     assert_trees_equal(params, before)  # evaluation starts from the state and leaves it
+
+
+@pytest.mark.parametrize("tasks_in_all", [2, 41])
+def test_a_mean_of_equal_integers_is_that_integer(tasks_in_all: int) -> None:
+    """41 times a 41st is a little less than 1."""
+    before, optimizer = {"w": jnp.zeros(()), "count": Carried(jnp.array(0))}, optax.sgd(0.1)
+    mean = sum(jnp.ones(()) for _ in range(tasks_in_all)) * jnp.float32(1 / tasks_in_all)
+    for value in (mean, jnp.nextafter(mean, 0.0)):
+        grads = {"w": jnp.zeros(()), "count": Replacement(value)}
+        after, _ = outer_step(optimizer, before, grads, optimizer.init(descended(before)))
+        assert int(after["count"].value) == 1
 
 
 def test_an_outer_step_that_forgets_the_inner_state_fails_instead_of_descending_it() -> None:

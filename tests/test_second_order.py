@@ -174,6 +174,40 @@ def test_the_rule_can_be_differentiated_again() -> None:
     jax.jvp(curved(3, "reverse_over_reverse"), (theta,), (v,))
 
 
+def test_a_cached_trace_serves_calls_that_differentiate_different_things() -> None:
+    """One jitted inner loop, called twice in one objective: once with learned data, once with given ones."""
+    p, x, w = jnp.array([0.3, 0.7]), jnp.array([1.0, 2.0]), jnp.array([0.5, 1.5])
+
+    def gradients(hvp):
+        @jax.jit
+        def value(p, x, w):
+            inner = lambda q, _: jnp.sum(w * jnp.sin(q * x) ** 2)  # noqa: E731
+            return jnp.sum(adapt(inner, p, None, optimizer=optax.sgd(0.1), steps=3, hvp=hvp).params ** 2)
+
+        both = jax.grad(lambda p, x: value(p, x, w) + value(p, jnp.ones(2), w), (0, 1))(p, x)
+        (_, first), (_, second) = (
+            jax.vjp(lambda *a, i=i: value(*a[:i], *(p, x, w)[i:]), *(p, x, w)[:i]) for i in (2, 3)
+        )
+        return both, first(1.0), second(1.0)
+
+    ours, stock = gradients("forward_over_reverse"), gradients("reverse_over_reverse")
+    assert_trees_close(ours, stock, rtol=1e-5, atol=1e-7)
+    assert float(jnp.abs(ours[0][1]).min()) > 1e-3
+
+
+def test_low_precision_parameters_keep_their_type() -> None:
+    params = {"a": jnp.ones(2, jnp.bfloat16), "b": jnp.ones(2)}
+
+    def objective(p, hvp):
+        inner = lambda q, _: jnp.sum(jnp.sin(q["a"].astype(jnp.float32)) ** 2) + jnp.sum(q["b"] ** 2)  # noqa: E731
+        adapted = adapt(inner, p, None, optimizer=optax.sgd(0.1), steps=3, hvp=hvp)
+        return adapted.losses.sum() + inner(adapted.params, None)
+
+    ours, stock = (jax.grad(objective)(params, hvp) for hvp in ("forward_over_reverse", "reverse_over_reverse"))
+    assert ours["a"].dtype == jnp.bfloat16
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a.astype(float), b.astype(float), rtol=2e-2), ours, stock)
+
+
 def temp_bytes(hvp, remat, steps: int) -> int:
     loss_fn, params, episode = wide_problem()
 

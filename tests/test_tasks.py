@@ -151,6 +151,21 @@ def test_folders_that_cannot_be_are_refused(tmp_path: Path) -> None:
         tasks.from_folder(tmp_path)
 
 
+def test_images_of_more_than_eight_bits_are_refused_and_hidden_files_are_not_images(tmp_path: Path) -> None:
+    draw_folder(tmp_path, {"a": 2})
+    (tmp_path / "a" / "._0.png").write_bytes(b"not an image")
+    assert tasks.from_folder(tmp_path).counts.tolist() == [2]
+    Image.fromarray(np.full((8, 8), 60_000, np.uint16)).save(tmp_path / "a" / "deep.png")
+    with pytest.raises(ValueError, match=r"deep.png as an image: it has more than 8 bits a channel \(mode I;16\)"):
+        tasks.from_folder(tmp_path)
+
+
+def test_what_was_read_has_a_digest(tmp_path: Path) -> None:
+    x = np.zeros((4, 2))
+    first, same, other = (tasks.from_arrays(values, [0, 0, 1, 1]).info["sha256"] for values in (x, x.copy(), x + 1))
+    assert first == same != other
+
+
 def test_classes_are_divided_without_overlap() -> None:
     classes = tasks.from_arrays(np.zeros((20, 1)), np.arange(20) % 10)
     train, test = tasks.split_classes(classes, test_share=0.3)

@@ -15,7 +15,7 @@ from jaxmeta.cli._arguments import Compare, Evaluate, List, Train
 Command = Annotated[Train | Evaluate | Compare | List, tyro.conf.ConsolidateSubcommandArgs]
 
 _DESCRIPTION = "Meta-learning in JAX with exact second-order gradients."
-_USER_ERRORS = (ValueError, TypeError, OSError, FloatingPointError, OverflowError)
+_USER_ERRORS = (ValueError, TypeError, KeyError, OSError, ArithmeticError, RuntimeError)
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -24,6 +24,7 @@ def main(args: Sequence[str] | None = None) -> int:
     Args:
         args: the words after `jaxmeta`; None for the process's own.
     """
+    command = None
     try:
         command = _parse(args)
         match command:
@@ -39,7 +40,8 @@ def main(args: Sequence[str] | None = None) -> int:
         print(f"jaxmeta: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("jaxmeta: interrupted; continue with the same command and --resume", file=sys.stderr)
+        hint = "; continue with the same command and --resume" if isinstance(command, Train) else ""
+        print(f"jaxmeta: interrupted{hint}", file=sys.stderr)
         return 130
     return 0
 

@@ -22,9 +22,12 @@ class Train:
     ways: int | None = None
     """Classes in an episode. Default: 5."""
     shots: int | None = None
-    """Support examples of each class. Default: the paper's."""
+    """Support examples of each class in test episodes; in training too, but for Reptile and sinusoids, which train on
+    numbers of their own. Default: the paper's."""
     queries: int | None = None
-    """Query examples of each class (MAML: in training and in test episodes). Default: the paper's."""
+    """Query examples of each class, as with --shots. Default: the paper's."""
+    train_shots: int | None = None
+    """Support examples of each class in training. Default: the paper's, or --shots."""
     steps: int | None = None
     """Outer steps. Default: the paper's."""
     inner_steps: int | None = None

@@ -28,6 +28,8 @@ def _cores() -> int:
 def train(command: Train) -> None:
     """`jaxmeta train`."""
     use_cores(command.devices)
+    import jax
+
     from jaxmeta import presets
     from jaxmeta.training import _plots, _run, fit
     from jaxmeta.training import evaluate as judge
@@ -35,10 +37,14 @@ def train(command: Train) -> None:
     preset = presets.settings(
         command.method, command.dataset, ways=command.ways, shots=command.shots, queries=command.queries
     )
-    asked = _given(command, "steps", "inner_steps", "inner_lr", "meta_batch", "outer_lr", "episodes", "data_dir")
+    names = ("train_shots", "steps", "inner_steps", "inner_lr", "meta_batch", "outer_lr", "episodes", "data_dir")
+    asked = _given(command, *names)
     settings = dataclasses.replace(preset, query_mode=command.query_mode, **asked)
     run_dir = command.out or Path("runs") / f"{settings.method}-{Path(settings.dataset).name}-seed{command.seed}"
+    _run.check_free(run_dir, resume=command.resume)
     setup = presets.build(settings)
+    # What evaluation cannot do is said before training, and not after.
+    jax.eval_shape(setup.test_source.sample, setup.test_source.data, jax.random.key(0))
     result = fit(
         setup.learner,
         setup.train_source,
@@ -89,7 +95,11 @@ def evaluate(command: Evaluate) -> None:
         asked["eval_inner_steps"] = command.inner_steps
     settings = dataclasses.replace(presets.Settings(**config["settings"]), **asked)
     setup = presets.build(settings)
-
+    if config["source"].get("sha256") != setup.train_source.info.get("sha256"):
+        raise ValueError(
+            f"the images of {settings.dataset} are not those that {command.run_dir} was trained on, and other classes "
+            "may be among those to be judged by"
+        )
     episode = setup.train_source.sample(setup.train_source.data, jax.random.key(0))
     like = jax.eval_shape(setup.learner.init, jax.random.key(0), episode)
     params, step = load_params(command.run_dir, like, setup.optimizer)

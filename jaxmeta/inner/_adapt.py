@@ -9,8 +9,8 @@
 | U | `optimizer` | | K | `steps` |
 
 It is one `jax.lax.scan`, so its compile time does not grow with K, and everything in it can be
-differentiated: `jax.grad` through `adapt` is exact second-order MAML. What that costs is up to two arguments that
-never change its value: `hvp`, how the inner gradient is differentiated again, and `remat`, what is recomputed.
+differentiated: `jax.grad` through `adapt` is exact second-order MAML. What that costs is up to two arguments that do
+not change its value: `hvp`, how the inner gradient is differentiated again, and `remat`, what is recomputed.
 """
 
 import functools
@@ -78,9 +78,12 @@ def adapt(
         opt_state: the inner optimiser's state to start from; None for a fresh one.
         return_path: also return the parameters before, between and after the steps.
         hvp: how inner gradients are differentiated again. `"forward_over_reverse"`: by a rule that keeps nothing of a
-            step but its parameters; the result can be differentiated in reverse any number of times, but not forward
-            (`jax.jvp`, `jax.jacfwd`, `jax.hessian`). `"reverse_over_reverse"`: as JAX does on its own. None for the
-            first from two steps on, and the second with one, where it keeps as little.
+            step but what the optimiser is given: the parameters, its own state, and the gradient where the update is
+            not linear in it. The result can be differentiated in reverse any number of times, and forward after that
+            (`jax.hessian`), but not forward at once: for `jax.jvp` and `jax.jacfwd` take `"reverse_over_reverse"`,
+            which is as JAX does on its own. Take that too for a loss with a hand-written derivative that is no true
+            gradient, such as a straight-through estimator's. None for the first from two steps on, and the second with
+            one, where it keeps as little.
         remat: levels of checkpoints. 0 keeps every step's residuals; 1 runs each step again; 2 runs segments of
             sqrt(K) steps again, and n keeps about n K^(1/n) inner states. `"auto"`: the fewest with which what is
             kept takes no more memory than one step does on its own.

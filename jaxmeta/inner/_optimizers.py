@@ -6,6 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 
 def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
@@ -48,7 +50,8 @@ def sgd(rates: Any, *, per_step: bool = False) -> optax.GradientTransformation:
 
     Args:
         rates: a pytree with the structure of what adapts, of arrays that broadcast against it.
-        per_step: every array of `rates` has a leading axis of steps, of which step j takes slice j.
+        per_step: every array of `rates` has a leading axis of steps, of which step j takes slice j; beyond its end
+            rates are NaN.
 
     Returns:
         An Optax transformation, differentiable in `rates`.
@@ -67,30 +70,38 @@ def sgd(rates: Any, *, per_step: bool = False) -> optax.GradientTransformation:
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params
-        now = jax.tree.map(lambda rate: rate[state], rates) if per_step else rates
+        now = (
+            jax.tree.map(lambda rate: rate.at[state].get(mode="fill", fill_value=jnp.nan), rates) if per_step else rates
+        )
         return jax.tree.map(lambda rate, grad: -rate * grad, now, updates), state + 1
 
     return optax.GradientTransformation(lambda params: jnp.zeros((), jnp.int32), update)
 
 
 def check_differentiable(optimizer: optax.GradientTransformation, params: Any) -> None:
-    """Raises if differentiating an optimiser's update where all gradients are zero gives NaN.
+    """Raises if differentiating an optimiser's update where all gradients are zero gives NaN, or cannot be done.
 
-    Inner gradients do become exactly zero, behind ReLUs that are off or on tasks that are solved.
+    Inner gradients do become exactly zero, behind ReLUs that are off or on tasks that are solved. What is not known
+    yet, such as a learned rate, is taken as 0.1.
 
     Args:
         optimizer: any Optax transformation.
         params: what it is to update; structure and ranks matter, values do not.
 
     Raises:
-        ValueError: the derivative is not finite.
+        ValueError: the derivative is not finite, or the update holds a loop that has none.
     """
     leaves, treedef = jax.tree.flatten(params)
-    ranks = tuple((leaf.ndim, str(leaf.dtype)) for leaf in leaves)
+    ranks = tuple((jnp.ndim(leaf), str(jnp.result_type(leaf))) for leaf in leaves)
     try:
         finite = _is_differentiable(optimizer, treedef, ranks)
-    except Exception:  # The probe's arrays are too small for it, or it closes over tracers: nothing is known.
-        return
+    except Exception as error:
+        if "Reverse-mode differentiation does not work" in str(error):
+            raise ValueError(
+                "the inner optimizer's update cannot be differentiated in reverse, because it searches in a loop: take "
+                "one that does not, such as optax.sgd, or a first-order method"
+            ) from error
+        return  # The probe's arrays are too small for it: nothing is known.
     if not finite:
         raise ValueError(
             "the inner optimizer's update has no finite derivative where gradients are zero, and meta-gradients would "
@@ -100,14 +111,18 @@ def check_differentiable(optimizer: optax.GradientTransformation, params: Any) -
 
 @functools.lru_cache(maxsize=128)
 def _is_differentiable(optimizer: Any, treedef: Any, ranks: tuple[tuple[int, str], ...]) -> bool:
+    update = optax.with_extra_args_support(optimizer).update
+
+    def total(grads: Any) -> jax.Array:
+        zeros = jax.tree.map(jnp.zeros_like, grads)
+        state = optimizer.init(zeros)
+        updates, _ = update(grads, state, zeros, value=jnp.zeros(()), grad=grads, value_fn=lambda p: jnp.zeros(()))
+        return sum((leaf.astype(float).sum() for leaf in jax.tree.leaves(updates)), jnp.zeros(()))
+
     with jax.ensure_compile_time_eval():
         zeros = treedef.unflatten([jnp.zeros((1,) * rank, dtype) for rank, dtype in ranks])
-        update = optax.with_extra_args_support(optimizer).update
-
-        def total(grads: Any) -> jax.Array:
-            state = optimizer.init(zeros)
-            updates, _ = update(grads, state, zeros, value=jnp.zeros(()), grad=grads, value_fn=lambda p: jnp.zeros(()))
-            return sum((leaf.sum() for leaf in jax.tree.leaves(updates)), jnp.zeros(()))
-
-        slopes = jax.jit(jax.grad(total))(zeros)
-        return all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(slopes))
+    traced = jax.make_jaxpr(jax.grad(total))(zeros)
+    with jax.ensure_compile_time_eval():
+        known = [jnp.full(jnp.shape(c), 0.1, c.dtype) if isinstance(c, Tracer) else c for c in traced.consts]
+        slopes = jax.jit(jaxpr_as_fun(ClosedJaxpr(traced.jaxpr, known)))(*jax.tree.leaves(zeros))
+        return all(bool(jnp.isfinite(leaf).all()) for leaf in slopes)

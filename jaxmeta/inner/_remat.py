@@ -39,6 +39,7 @@ def scan(step: Step, carry: Any, xs: Any, *, length: int, levels: int, step_resi
     Returns:
         `(carry, ys)`, as `jax.lax.scan`.
     """
+    levels = min(levels, max(1, length.bit_length() - 1))  # of segments of two steps or more
     if levels == 0 or length <= 1:
         return jax.lax.scan(step, carry, xs, length=length)
     if levels == 1:
@@ -64,8 +65,8 @@ def scan(step: Step, carry: Any, xs: Any, *, length: int, levels: int, step_resi
 
 
 def _segment(length: int, levels: int) -> int:
-    """Steps in a segment of the outermost level: K^((n - 1) / n), rounded up."""
-    return min(length, max(1, -(-length // max(1, round(length ** (1 / levels))))))
+    """Steps in a segment of the outermost level, of which there are K^(1/n), and two at least."""
+    return -(-length // max(2, round(length ** (1 / levels))))
 
 
 def choose_levels(remat: Remat, gradient: Callable[..., Any], carry: Any, *, length: int, step_residuals: bool) -> int:

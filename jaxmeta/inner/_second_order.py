@@ -12,6 +12,10 @@ products together are the tangent of the joint gradient along v:
     jvp( phi -> (dL/dphi, dL/deta),  at phi,  along v ).
 
 This needs phi and eta alone, and nothing of the step that has gone by.
+
+It holds for true gradients. Where a loss has a hand-written derivative that is none, such as a straight-through
+estimator's or a gradient reversal's, there is no symmetric second derivative, and reverse mode differentiates that
+derivative while this rule would not: such a loss wants `"reverse_over_reverse"`.
 """
 
 from collections.abc import Callable
@@ -67,15 +71,16 @@ def _forward_over_reverse(loss: Callable[[Any, Any], tuple[jax.Array, Any]]) -> 
 
     def forward(params: Any, others: Any) -> tuple[Any, Any]:
         values = [other.value for other in others]
-        # Which of them are differentiated is known now, and kept as the structure of a pytree without leaves.
-        differentiated = [() if other.perturbed else None for other in others]
+        # Which of them are differentiated is known now. It is kept as shapes, since those belong to the trace of this
+        # very call, which a pytree's structure does not when JAX takes the trace of a jitted function from its cache.
+        differentiated = [jnp.zeros(int(other.perturbed)) for other in others]
         params = [leaf.value for leaf in params]
         return plain(params, values), (params, values, differentiated)
 
     def backward(residuals: Any, cotangents: Any) -> tuple[Any, Any]:
         params, others, differentiated = residuals
         (value_cotangent, _), directions = cotangents
-        chosen = [i for i, mark in enumerate(differentiated) if mark is not None]
+        chosen = [i for i, mark in enumerate(differentiated) if mark.size]
 
         def joint_gradient(params: Any) -> tuple[Any, Any]:
             def value(params: Any, part: list[jax.Array]) -> jax.Array:
@@ -88,7 +93,7 @@ def _forward_over_reverse(loss: Callable[[Any, Any], tuple[jax.Array, Any]]) -> 
 
         gradient, products = jax.jvp(joint_gradient, (params,), (jax.tree.map(_instantiate, directions, params),))
         if not isinstance(value_cotangent, SymbolicZero):
-            products = jax.tree.map(lambda g, h: value_cotangent * g + h, gradient, products)
+            products = jax.tree.map(lambda g, h: (value_cotangent * g).astype(h.dtype) + h, gradient, products)
         of_params, of_chosen = products
         of_others: list[Any] = [None] * len(others)
         for i, cotangent in zip(chosen, of_chosen, strict=True):

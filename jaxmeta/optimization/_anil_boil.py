@@ -7,6 +7,7 @@ What stays is still meta-learned: it enters every inner loss, and receives its e
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import optax
@@ -59,7 +60,7 @@ def anil(
         steps=steps,
         eval_steps=eval_steps,
         loss=loss,
-        mask=mask_by_path(lambda path: head in path.split("/")),
+        mask=_mask(head, head_adapts=True),
         hvp=hvp,
         remat=remat,
     )
@@ -93,7 +94,7 @@ def boil(
 
     Raises:
         TypeError: as `maml`.
-        ValueError: as `maml`; on first use, if every parameter's path has `head` in it, or none has.
+        ValueError: as `maml`; on first use, if no parameter's path has `head` in it, or every one has.
 
     >>> from jaxmeta import nn
     >>> learner = boil(nn.MLP((4,), 5), inner_optimizer=optax.sgd(0.5))
@@ -101,20 +102,23 @@ def boil(
     References:
         Oh, Yoo, Kim, Yun 2021, arXiv:2008.08882.
     """
-
-    def mask(params: object) -> object:
-        in_body = mask_by_path(lambda path: head not in path.split("/"))(params)
-        if all(jax.tree.leaves(in_body)):
-            raise ValueError(f"head={head!r} is in no parameter's path, so there is no head to leave out")
-        return in_body
-
     return maml(
         model,
         inner_optimizer=inner_optimizer,
         steps=steps,
         eval_steps=eval_steps,
         loss=loss,
-        mask=mask,
+        mask=_mask(head, head_adapts=False),
         hvp=hvp,
         remat=remat,
     )
+
+
+def _mask(head: str, *, head_adapts: bool) -> Callable[[Any], Any]:
+    def mask(params: Any) -> Any:
+        in_head = mask_by_path(lambda path: head in path.split("/"))(params)
+        if not any(jax.tree.leaves(in_head)):
+            raise ValueError(f"head={head!r} is a component of no parameter's path: say what the head is named")
+        return jax.tree.map(lambda leaf: leaf == head_adapts, in_head)
+
+    return mask

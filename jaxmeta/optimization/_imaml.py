@@ -21,6 +21,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 
 from jaxmeta.episode import Episode
 from jaxmeta.inner import adapt, merge, partition
@@ -38,7 +39,7 @@ def imaml_grad(
     *,
     optimizer: optax.GradientTransformation,
     steps: int,
-    proximal: float,
+    proximal: float | jax.Array,
     solver: Solver = "cg",
     solver_steps: int = 5,
     damping: float = 0.0,
@@ -64,8 +65,8 @@ def imaml_grad(
     Returns:
         `(grads, metrics)`: the gradient, with the structure of `params`; in `metrics`, `loss` on the query set,
         `inner_residual`, the norm of the inner objective's gradient at phi over that at theta, `solver_residual`, that
-        of the linear equation's over its right side's, and `solver_stopped`, 1 if conjugate gradients met no positive
-        curvature, which leaves v as it was there.
+        of the linear equation's over its right side's at the v returned, and `solver_stopped`, 1 if conjugate gradients
+        met no positive curvature, which leaves v as it was there, or the first-order gradient if it was 0.
 
     Raises:
         ValueError: `proximal` or `solver_steps` is not positive, `damping` is negative or given to `"neumann"`,
@@ -102,7 +103,8 @@ def imaml_grad(
     if psi is not None:
         of_phi, of_psi = partition(query_gradient, mask)
     solve = _conjugate_gradients if solver == "cg" else _neumann
-    v, residual, stopped = solve(product, of_phi, solver_steps, damping)
+    v, stopped = solve(product, of_phi, solver_steps, damping)
+    missing = jax.tree.map(lambda b, x, p: b - (1 + damping) * x - p, of_phi, v, product(v))
     if psi is not None:
         _, pull = jax.vjp(lambda psi: support_gradient(phi, psi), psi)
         of_psi = jax.tree.map(lambda direct, cross: direct - cross / proximal, of_psi, pull(v)[0])
@@ -112,14 +114,14 @@ def imaml_grad(
     )
     reports = {
         "inner_residual": _ratio(optax.tree.norm(end), optax.tree.norm(start)),
-        "solver_residual": residual,
+        "solver_residual": _ratio(optax.tree.norm(missing), optax.tree.norm(of_phi)),
         "solver_stopped": stopped,
     }
     return merge(v, of_psi), {**metrics, **reports}
 
 
 def proximal_loss(
-    loss_fn: Callable[[Any, Any], jax.Array], centre: Any, proximal: float
+    loss_fn: Callable[[Any, Any], jax.Array], centre: Any, proximal: float | jax.Array
 ) -> Callable[[Any, Any], jax.Array]:
     """A loss with the proximal term, `(phi, batch) -> L(phi) + proximal / 2 |phi - centre|^2`."""
 
@@ -195,10 +197,8 @@ class _State(NamedTuple):
     stopped: jax.Array
 
 
-def _conjugate_gradients(
-    product: Callable[[Any], Any], b: Any, steps: int, damping: float
-) -> tuple[Any, jax.Array, jax.Array]:
-    """Solves ((1 + damping) I + product) v = b; `(v, relative residual, whether it stopped at no curvature)`."""
+def _conjugate_gradients(product: Callable[[Any], Any], b: Any, steps: int, damping: float) -> tuple[Any, jax.Array]:
+    """Solves ((1 + damping) I + product) v = b; `(v, 1 if it stopped at no positive curvature)`."""
 
     def step(state: _State, _: None) -> tuple[_State, None]:
         image = jax.tree.map(lambda d, p: (1 + damping) * d + p, state.direction, product(state.direction))
@@ -208,11 +208,11 @@ def _conjugate_gradients(
         stopped = state.stopped | (~solved & (curvature <= 0))
         go = ~solved & ~stopped
         alpha = jnp.where(go, state.square / jnp.where(go, curvature, 1.0), 0.0)
-        v = optax.tree.add_scale(state.v, alpha, state.direction)
-        residual = optax.tree.add_scale(state.residual, -alpha, image)
+        v = _add_scaled(state.v, alpha, state.direction)
+        residual = _add_scaled(state.residual, -alpha, image)
         square = _dot(residual, residual)
         beta = jnp.where(go, square / jnp.where(go, state.square, 1.0), 0.0)
-        direction = optax.tree.add_scale(residual, beta, state.direction)
+        direction = _add_scaled(residual, beta, state.direction)
         return _State(v, residual, direction, square, stopped), None
 
     zeros = optax.tree.zeros_like(b)
@@ -221,11 +221,11 @@ def _conjugate_gradients(
     # Where the very first direction has no positive curvature, b itself is the best there is: the first-order gradient.
     untouched = last.stopped & (_dot(last.v, last.v) == 0)
     v = jax.tree.map(lambda leaf, right: jnp.where(untouched, right, leaf), last.v, b)
-    return v, _ratio(jnp.sqrt(last.square), jnp.sqrt(first.square)), last.stopped.astype(first.square.dtype)
+    return v, last.stopped.astype(first.square.dtype)
 
 
-def _neumann(product: Callable[[Any], Any], b: Any, steps: int, damping: float) -> tuple[Any, jax.Array, jax.Array]:
-    """Sums (-product)^i b for i = 0 .. steps; `(v, relative residual, 0)`."""
+def _neumann(product: Callable[[Any], Any], b: Any, steps: int, damping: float) -> tuple[Any, jax.Array]:
+    """Sums (-product)^i b for i = 0 .. steps; `(v, 0)`."""
     del damping
 
     def step(carry: tuple[Any, Any], _: None) -> tuple[tuple[Any, Any], None]:
@@ -233,22 +233,28 @@ def _neumann(product: Callable[[Any], Any], b: Any, steps: int, damping: float) 
         term = jax.tree.map(jnp.negative, product(term))
         return (optax.tree.add(v, term), term), None
 
-    (v, term), _ = jax.lax.scan(step, (b, b), length=steps)
-    # (I + P) sum_{i <= n} (-P)^i b - b = -(-P)^{n+1} b, and P times the last term is its size.
-    residual = _ratio(optax.tree.norm(product(term)), optax.tree.norm(b))
-    return v, residual, jnp.zeros_like(residual)
+    (v, _), _ = jax.lax.scan(step, (b, b), length=steps)
+    return v, jnp.zeros(())
 
 
 def _dot(a: Any, b: Any) -> jax.Array:
-    return jnp.asarray(optax.tree.vdot(a, b))
+    """The inner product of two trees, in single precision at least."""
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return sum((jnp.sum(x.astype(jnp.promote_types(x.dtype, jnp.float32)) * y) for x, y in pairs), jnp.zeros(()))
+
+
+def _add_scaled(a: Any, scale: jax.Array, b: Any) -> Any:
+    """A + scale b, in the types of a."""
+    return jax.tree.map(lambda x, y: (x + scale * y).astype(x.dtype), a, b)
 
 
 def _ratio(a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.where(b > 0, a / jnp.where(b > 0, b, 1.0), 0.0)
+    """A / b, and 0 where b is."""
+    return jnp.where(b == 0, 0.0, a / jnp.where(b == 0, 1.0, b))
 
 
-def _check(proximal: float, solver: str, solver_steps: int, damping: float) -> None:
-    if not proximal > 0:
+def _check(proximal: float | jax.Array, solver: str, solver_steps: int, damping: float) -> None:
+    if not isinstance(proximal, Tracer) and not proximal > 0:
         raise ValueError(
             f"proximal must be positive, but is {proximal}: without the proximal term the solution forgets where it "
             "started"

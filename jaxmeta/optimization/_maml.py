@@ -54,8 +54,8 @@ def maml_grad(
         minibatched: `episode.support` has a leading axis of length `steps`, one slice a step.
         mask: which parameters adapt; see `adapt`. The others receive their direct gradient.
         has_aux: `loss_fn` also returns a dict of metrics; those of the query set are passed on.
-        hvp: how inner gradients are differentiated again; see `adapt`. Never changes the value.
-        remat: levels of checkpoints; see `adapt`. Never changes the value.
+        hvp: how inner gradients are differentiated again; see `adapt`.
+        remat: levels of checkpoints; see `adapt`.
 
     Returns:
         `(grads, metrics)`: the gradient, with the structure of `params`, and `{"loss": L_Q(phi_K), ...}`.
@@ -235,8 +235,8 @@ def maml(
         eval_steps: inner steps in `predict`; None for `steps`.
         loss: `(predictions, targets) -> scalar`, used inside and outside.
         mask: which parameters adapt; see `adapt`.
-        hvp: how inner gradients are differentiated again; see `adapt`. Never changes the value.
-        remat: levels of checkpoints; see `adapt`. Never changes the value.
+        hvp: how inner gradients are differentiated again; see `adapt`.
+        remat: levels of checkpoints; see `adapt`.
 
     Returns:
         A `MetaLearner`. Metrics: the query `loss` after adaptation and `accuracy` or `mse`.

@@ -75,13 +75,14 @@ def maml_pp(
     multi_step_epochs: int = 10,
     first_order_epochs: int = 0,
     loss: Callable[[jax.Array, jax.Array], jax.Array] = cross_entropy,
-    norm: str = "norm_",
+    norm: str | None = "norm_",
     hvp: Hvp | None = None,
     remat: Remat = 0,
 ) -> MetaLearner:
     """MAML++: meta-learns initialisation, a rate for each array and step, and normalisation for each step.
 
-    Its cosine schedule belongs to the outer optimiser: `optax.adam(optax.cosine_decay_schedule(1e-3, steps, 1e-2))`.
+    Its cosine schedule belongs to the outer optimiser, `optax.adam(optax.cosine_decay_schedule(1e-3, n, alpha=1e-2))`
+    for n outer steps.
 
     Args:
         model: a network with `init(key, x)` and `apply(params, x)`, for instance a Flax Linen module; the paper's is
@@ -93,7 +94,8 @@ def maml_pp(
             mini-ImageNet. 0 for the last step alone.
         first_order_epochs: epochs in which inner gradients are taken as constants; its code ships with 0.
         loss: `(predictions, targets) -> scalar`, used inside and outside.
-        norm: how a component of the path of parameters that normalise begins. A model may have none.
+        norm: how a component of the path of parameters that normalise begins, such as `"BatchNorm_"`; None for a model
+            without normalisation.
         hvp: how inner gradients are differentiated again; see `adapt`.
         remat: levels of checkpoints; see `adapt`.
 
@@ -102,7 +104,8 @@ def maml_pp(
         `accuracy` or `mse`, and the `meta_loss` that is differentiated.
 
     Raises:
-        ValueError: `inner_lr` is not positive, or a number of steps or epochs is out of range.
+        ValueError: `inner_lr` is not positive, or a number of steps or epochs is out of range; at `init`, if no
+            parameter's path has `norm` in it.
 
     >>> from jaxmeta import nn
     >>> learner = maml_pp(nn.MLP((4,), 5, norm=True), steps=3)
@@ -113,7 +116,7 @@ def maml_pp(
     """
     _check(steps, inner_lr, epoch, multi_step_epochs, first_order_epochs)
     task = task_of(model, loss)
-    adapts = mask_by_path(lambda path: not any(part.startswith(norm) for part in path.split("/")))
+    adapts = mask_by_path(lambda path: norm is None or not any(part.startswith(norm) for part in path.split("/")))
 
     def at_step(params: Params, step: jax.Array) -> Params:
         return jax.tree.map(lambda leaf, moves: leaf if moves else leaf[step], params, adapts(params))
@@ -121,6 +124,11 @@ def maml_pp(
     def init(key: jax.Array, episode: Episode) -> MamlPPParams:
         start = init_model(model, key, episode)
         mask = adapts(start)
+        if norm is not None and all(jax.tree.leaves(mask)):
+            raise ValueError(
+                f"norm={norm!r} begins no component of any parameter's path; say how those that normalise are named, "
+                "or norm=None if there are none"
+            )
         params = jax.tree.map(lambda leaf, moves: leaf if moves else jnp.stack([leaf] * steps), start, mask)
         rates = jax.tree.map(lambda leaf: jnp.full(steps, inner_lr, leaf.dtype), partition(start, mask)[0])
         return MamlPPParams(params, rates, Carried(jnp.zeros((), jnp.int32)))

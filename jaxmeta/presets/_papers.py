@@ -52,6 +52,7 @@ class Settings:
             "inner_steps": int(self.method in ("reptile", "maml_pp")),
             "eval_inner_steps": 0,
             "meta_batch": 1,
+            "shots": 1,
             "queries": 1,
             "episodes": 2,
         }
@@ -109,7 +110,8 @@ _MAML_OMNIGLOT = (_MAML_5_WAY, dataclasses.replace(_MAML_5_WAY, inner_steps=5, e
 
 # Reptile on Omniglot: arXiv:1803.02999, table of hyper-parameters, and its code. Adam with beta1 = 0 inside, whose
 # second moments carry over from task to task; trained on 10 shots whatever it is judged on; one query a class.
-# Other than its code: ink is 1 on 0 here and not 0 on 1, and 1,000 test episodes stand for its 10,000.
+# Other than its code: ink is 1 on 0 here and not 0 on 1, 1,000 test episodes stand for its 10,000, and the tasks of a
+# meta-batch start from one state of Adam and average theirs, where its code passes it along.
 _REPTILE_5_WAY = Settings(
     method="reptile",
     dataset="omniglot",

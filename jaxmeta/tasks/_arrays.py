@@ -1,5 +1,6 @@
 """Your own data as classes to draw episodes from."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ def from_folder(path: str | Path, *, image_size: int = 28, grayscale: bool = Tru
         raise FileNotFoundError(f"no folder at {root}: want a folder with one sub-folder of images for each class")
     folders = {}
     for folder in sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")):
-        if files := sorted(f for f in folder.iterdir() if f.suffix.lower() in _IMAGE_SUFFIXES):
+        if files := sorted(f for f in folder.iterdir() if _is_image(f)):
             folders[folder.name] = files
     if not folders:
         raise ValueError(f"{root} holds no sub-folder with images: want one sub-folder of images for each class")
@@ -91,6 +92,8 @@ def from_folder(path: str | Path, *, image_size: int = 28, grayscale: bool = Tru
     def read(file: Path) -> np.ndarray:
         try:
             with Image.open(file) as image:
+                if image.mode.startswith(("I", "F")):
+                    raise ValueError(f"it has more than 8 bits a channel (mode {image.mode}): convert it first")
                 resized = (
                     _on_white(image)
                     .convert("L" if grayscale else "RGB")
@@ -102,6 +105,10 @@ def from_folder(path: str | Path, *, image_size: int = 28, grayscale: bool = Tru
 
     groups = [np.stack([read(file) for file in files]) for files in folders.values()]
     return _stack(groups, tuple(folders), {"name": root.name, "image_size": image_size})
+
+
+def _is_image(file: Path) -> bool:
+    return file.suffix.lower() in _IMAGE_SUFFIXES and not file.name.startswith(".")
 
 
 def _on_white(image: Any) -> Any:
@@ -116,6 +123,8 @@ def _on_white(image: Any) -> Any:
 
 def split_classes(classes: Classes, *, test_share: float, seed: int = 0) -> tuple[Classes, Classes]:
     """Divides classes at random into those to train on and those to be judged by.
+
+    Which is which hangs on the number of classes: with one more, others are judged by.
 
     Args:
         classes: what to divide.
@@ -153,4 +162,5 @@ def _stack(groups: list[np.ndarray], names: tuple[str, ...], info: dict[str, Any
     examples = np.zeros((len(groups), counts.max(), *groups[0].shape[1:]), groups[0].dtype)
     for place, group in zip(examples, groups, strict=True):
         place[: len(group)] = group
-    return Classes(examples, counts, names, info)
+    digest = hashlib.sha256("\n".join(names).encode() + counts.tobytes() + examples.tobytes()).hexdigest()
+    return Classes(examples, counts, names, {**info, "sha256": digest})

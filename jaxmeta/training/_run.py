@@ -40,13 +40,10 @@ def start_run(run_dir: Path, config: Mapping[str, Any], *, resume: bool) -> None
         PermissionError: the folder cannot be written.
         ValueError: the folder's run was asked for with another configuration.
     """
-    asked = json.loads(json.dumps(config))
+    asked = {**json.loads(json.dumps(config)), "versions": versions()}
     path = run_dir / "config.json"
-    if run_dir.exists() and not run_dir.is_dir():
-        raise NotADirectoryError(f"run folder {run_dir} is a file")
+    check_free(run_dir, resume=resume)
     if run_dir.is_dir() and any(run_dir.iterdir()):
-        if not resume:
-            raise FileExistsError(f"run folder {run_dir} is not empty: resume it, or choose another")
         if path.is_file():
             _check_same(read_config(run_dir), asked, run_dir)
             return
@@ -54,15 +51,34 @@ def start_run(run_dir: Path, config: Mapping[str, Any], *, resume: bool) -> None
             raise FileExistsError(f"run folder {run_dir} is not empty and holds no config.json: it is not a run")
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        write_json(path, {**asked, "versions": versions()})
+        write_json(path, asked)
     except OSError as error:
         raise type(error)(f"run folder {run_dir} cannot be written: {error.strerror or error}") from error
+
+
+def check_free(run_dir: Path, *, resume: bool) -> None:
+    """Raises if a run cannot start in a folder, or, to be resumed, has lost its checkpoints.
+
+    Raises:
+        FileExistsError: the folder holds something and `resume` is False, or results without the checkpoints they
+            came from.
+        NotADirectoryError: a file is in the way.
+    """
+    if run_dir.exists() and not run_dir.is_dir():
+        raise NotADirectoryError(f"run folder {run_dir} is a file")
+    if not run_dir.is_dir() or not any(run_dir.iterdir()):
+        return
+    if not resume:
+        raise FileExistsError(f"run folder {run_dir} is not empty: resume it, or choose another")
+    if (run_dir / "result.json").exists() and not (run_dir / "checkpoints").is_dir():
+        raise FileExistsError(f"run folder {run_dir} has a result but no checkpoints to resume from; choose another")
 
 
 def _check_same(before: dict[str, Any], now: dict[str, Any], run_dir: Path) -> None:
     before, now = _flat(before), _flat(now)
     for name in sorted(before.keys() | now.keys()):
-        if before.get(name) != now.get(name) and not name.startswith("versions.") and not name.endswith("data_dir"):
+        free = name.endswith("data_dir") or (name.startswith("versions.") and name != "versions.backend")
+        if before.get(name) != now.get(name) and not free:
             raise ValueError(
                 f"run folder {run_dir} was started with {name}={before.get(name)!r}, which does not match "
                 f"{name}={now.get(name)!r}; resume with the same settings, or choose another folder"

@@ -1,0 +1,91 @@
+"""What the benchmarks share: the problems, turns of timing, and the file that results go to."""
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxmeta import Batch, Episode, losses, nn, tasks
+
+WAYS = 5
+CONV4 = {
+    "stride": nn.Conv4(WAYS, pool="stride", readout="mean", norm_scale=False),
+    "max-pool": nn.Conv4(WAYS),
+}
+MLP = nn.MLP((40, 40), 1)
+
+
+def images(count: int, queries: int, *, seed: int = 0) -> Episode:
+    """A batch of 5-way 1-shot episodes of 28x28 glyphs, `queries` of each class."""
+    source = tasks.episodes(tasks.glyphs("train", classes=100), ways=WAYS, shots=1, queries=queries)
+    return jax.vmap(source.sample, (None, 0))(source.data, jax.random.split(jax.random.key(seed), count))
+
+
+def sinusoids(count: int, *, seed: int = 0) -> Episode:
+    """A batch of 10-shot sinusoids with 10 queries."""
+    source = tasks.sinusoid(shots=10, queries=10)
+    return jax.vmap(source.sample, (None, 0))(source.data, jax.random.split(jax.random.key(seed), count))
+
+
+def first(episodes: Episode) -> Episode:
+    """The first episode of a batch."""
+    return jax.tree.map(lambda leaf: leaf[0], episodes)
+
+
+def task_loss(model: Any) -> Callable[[Any, Batch], jax.Array]:
+    """A model's mean loss on a batch: cross-entropy, or squared error for real targets."""
+
+    def loss_fn(params: Any, batch: Batch) -> jax.Array:
+        predictions = model.apply(params, batch.x)
+        if jnp.issubdtype(batch.y.dtype, jnp.integer):
+            return losses.cross_entropy(predictions, batch.y)
+        return losses.mean_squared_error(predictions, batch.y)
+
+    return loss_fn
+
+
+def temp_bytes(fn: Callable[..., Any], *args: Any) -> int:
+    """The compiler's count of the bytes of temporaries."""
+    memory = jax.jit(fn).lower(*args).compile().memory_analysis()
+    assert memory is not None
+    return int(memory.temp_size_in_bytes)
+
+
+def in_turns(runs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    """The median seconds of each run, taken in turns whose order alternates; each runs once before."""
+    for run in runs.values():
+        jax.block_until_ready(run())
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for repeat in range(repeats):
+        for name in list(runs)[:: 1 if repeat % 2 == 0 else -1]:
+            began = time.perf_counter()
+            jax.block_until_ready(runs[name]())
+            seconds[name].append(time.perf_counter() - began)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def matmul_peak(repeats: int = 5) -> float:
+    """What this machine reaches on square single-precision products, one on each device at once, in FLOP/s."""
+    size, devices = 1536, jax.devices()
+    mesh = jax.sharding.Mesh(devices, ("devices",))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("devices"))
+    x = jax.device_put(jnp.ones((len(devices), size, size)), sharding)
+    product = jax.jit(lambda x: jnp.matmul(x, x))
+    seconds = in_turns({"peak": lambda: product(x)}, repeats)["peak"]
+    return len(devices) * 2 * size**3 / seconds
+
+
+def write(name: str, report: dict[str, Any]) -> None:
+    """Writes a report into `results/`, with the machine and the versions."""
+    machine = {"cores": os.cpu_count(), "processor": platform.machine(), "devices": [str(d) for d in jax.devices()]}
+    versions = {"jax": jax.__version__, "python": platform.python_version()}
+    path = Path(__file__).parent / "results" / f"{name}.json"
+    path.write_text(json.dumps({**report, "machine": machine, "versions": versions}, indent=2) + "\n")
+    print(f"written to {path}")
