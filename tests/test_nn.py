@@ -172,6 +172,30 @@ def test_batch_norm_is_flaxs_on_the_batch_at_hand() -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("tasks", [1, 3])
+@pytest.mark.parametrize(("size", "strides", "window"), [(8, (1, 1), (3, 3)), (7, (2, 2), (3, 3)), (9, (2, 1), (4, 3))])
+def test_a_convolution_keeps_its_derivatives_of_every_order_under_vmap(size, strides, window, tasks: int) -> None:
+    """Value, gradient, both forms of Hessian product and a third derivative, with kernels of each task's own."""
+    layout = ("NHWC", "HWIO", "NHWC")
+    x = jax.random.normal(jax.random.key(0), (tasks, 3, size, size, 2))
+    w = jax.random.normal(jax.random.key(1), (tasks, *window, 2, 4))
+
+    def derivatives(conv):
+        def value(x, w):
+            y = conv(x, w, strides, "SAME", dimension_numbers=layout)
+            return jnp.sum(jnp.sin(y) * jnp.arange(4.0))
+
+        gradient = jax.grad(value, (0, 1))
+        forward = lambda x, w: jax.jvp(gradient, (x, w), (jnp.cos(x), jnp.sin(w)))[1]  # noqa: E731
+        inner = lambda x, w: sum(jnp.vdot(g, jnp.cos(a)) for g, a in zip(gradient(x, w), (x, w), strict=True))  # noqa: E731
+        third = jax.grad(lambda x, w: jnp.sum(jax.grad(inner, 1)(x, w) ** 2), (0, 1))
+        return [jax.vmap(f)(x, w) for f in (value, gradient, forward, jax.grad(inner, (0, 1)), third)]
+
+    ours, theirs = derivatives(nn.conv_general_dilated), derivatives(jax.lax.conv_general_dilated)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10 * jnp.abs(b).max()), ours, theirs)
+
+
 def test_networks_do_not_broadcast_ranks_implicitly() -> None:
     x = jnp.ones((4, 8, 8, 1))
     for model in (nn.Conv4(3, features=2, pool="stride"), nn.MLP((4,), 3, norm=True)):

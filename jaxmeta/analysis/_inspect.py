@@ -82,11 +82,20 @@ def _equation_flops(eqn: Any) -> float:
         kernel = eqn.invars[1].aval.shape
         out_features = kernel[params["dimension_numbers"].rhs_spec[0]]
         return 2.0 * eqn.outvars[0].aval.size * math.prod(kernel) / out_features / params["batch_group_count"]
+    if name == "conv2d":  # jaxmeta.nn's: a sum over images, outputs, window and channels, whichever of them comes out
+        y, w = _conv2d_shapes(eqn)
+        return 2.0 * math.prod(y) * math.prod(w[:3])
     inner = [_flops(sub) for sub in subprograms(eqn)]
     if name == "cond":
         return max(inner, default=0.0)
     times = {"scan": params.get("length", 1), "shard_map": getattr(params.get("mesh"), "size", 1)}.get(name, 1)
     return times * sum(inner)
+
+
+def _conv2d_shapes(eqn: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Shapes of the convolution's result `[n, h, w, o]` and kernel `[kh, kw, c, o]`."""
+    first, second, out = (var.aval.shape for var in (*eqn.invars, *eqn.outvars))
+    return {"y": (out, second), "x": (first, second), "w": (second, out)}[eqn.params["kind"]]
 
 
 def _warnings(jaxpr: core.Jaxpr, *, looped: bool) -> Iterator[str]:

@@ -5,16 +5,16 @@ backend and grow with the square of the number of tasks on CPU. Written as slice
 
     y[n, p, o] = sum_{d, c} x[n, s p + d, c] w[d, c, o] = (patches of x) @ w,
 
-the same sum is a batched matrix product under `vmap`, and so are all its derivatives.
+the same sum is a batched matrix product under `vmap`, and so are all its derivatives. One task at a time, plain
+convolutions are faster still: `_trilinear` has both.
 """
 
-import itertools
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+
+from jaxmeta.nn._trilinear import conv2d, product
 
 
 def conv_general_dilated(
@@ -30,11 +30,11 @@ def conv_general_dilated(
     precision: Any = None,
     preferred_element_type: Any = None,
 ) -> jax.Array:
-    """`jax.lax.conv_general_dilated`, as slices and a matrix product where that is the same thing.
+    """`jax.lax.conv_general_dilated`, in forms that are fast to differentiate where they are the same thing.
 
     Pass it to Flax, `nn.Conv(64, (3, 3), conv_general_dilated=jaxmeta.nn.conv_general_dilated)`: parameters
     and outputs stay those of `nn.Conv`. Channels-last convolutions without groups or input dilation take the
-    matrix form; everything else falls back to JAX's own operation, and so do windows larger than the padded input and
+    fast forms; everything else falls back to JAX's own operation, and so do windows larger than the padded input and
     negative padding.
 
     Args:
@@ -56,6 +56,7 @@ def conv_general_dilated(
     Raises:
         TypeError, ValueError: as `jax.lax.conv_general_dilated`.
 
+    >>> import jax.numpy as jnp
     >>> images, kernel = jnp.ones((1, 4, 4, 1)), jnp.ones((3, 3, 1, 2))
     >>> conv_general_dilated(images, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))[0, 0, 0]
     Array([9., 9.], dtype=float32)
@@ -71,9 +72,13 @@ def conv_general_dilated(
         sizes = lhs.shape[1:-1]
         pads = jax.lax.padtype_to_pads(sizes, reach, strides, padding) if isinstance(padding, str) else padding
         if all(n + sum(pad) >= r and min(pad) >= 0 for n, pad, r in zip(sizes, pads, reach, strict=True)):
-            patches = _patches(lhs, window, strides, pads, dilation)
-            kernel = rhs.reshape(math.prod(rhs.shape[:-1]), rhs.shape[-1])
-            return jnp.matmul(patches, kernel, precision=precision, preferred_element_type=preferred_element_type)
+            pads = tuple((int(low), int(high)) for low, high in pads)
+            plain = spatial == 2 and set(dilation) == {1} and precision is None and preferred_element_type is None
+            if plain and lhs.dtype == rhs.dtype:
+                return conv2d(lhs, rhs, strides, pads)
+            return product(
+                lhs, rhs, strides, pads, dilation, precision=precision, preferred_element_type=preferred_element_type
+            )
     return jax.lax.conv_general_dilated(
         lhs,
         rhs,
@@ -87,22 +92,3 @@ def conv_general_dilated(
         precision,
         preferred_element_type,
     )
-
-
-def _patches(
-    x: jax.Array,
-    window: tuple[int, ...],
-    strides: tuple[int, ...],
-    padding: Sequence[tuple[int, int]],
-    dilation: tuple[int, ...],
-) -> jax.Array:
-    """What each output sees: `[n, *spatial, channels]` to `[n, *out, prod(window) * channels]`."""
-    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-    reach = [(k - 1) * d + 1 for k, d in zip(window, dilation, strict=True)]
-    out = [(size - r) // s + 1 for size, r, s in zip(x.shape[1:-1], reach, strides, strict=True)]
-    taps = []
-    for tap in itertools.product(*(range(k) for k in window)):
-        starts = [t * d for t, d in zip(tap, dilation, strict=True)]
-        ranges = (slice(a, a + (n - 1) * s + 1, s) for a, n, s in zip(starts, out, strides, strict=True))
-        taps.append(x[(slice(None), *ranges)])
-    return jnp.concatenate(taps, axis=-1)

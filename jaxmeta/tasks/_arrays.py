@@ -51,7 +51,8 @@ def _in_32_bits(x: np.ndarray) -> np.ndarray:
     if x.dtype.kind not in "buif":
         raise TypeError(f"x must hold numbers, but has dtype {x.dtype}")
     if x.dtype.kind == "f":
-        narrow = x.astype(np.float32) if x.dtype.itemsize > 4 else x
+        with np.errstate(over="ignore"):  # what overflows is refused by name
+            narrow = x.astype(np.float32) if x.dtype.itemsize > 4 else x
         if not np.isfinite(narrow).all():
             raise ValueError("x must be finite in 32 bits, but holds NaN, infinity, or larger values")
         return narrow

@@ -1,0 +1,93 @@
+"""Convolutions and Hessian-vector products: what each form of them costs, under per-task weights and alone.
+
+python benchmarks/derivatives.py
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from common import CONV4, first, images, in_turns, task_loss, write
+
+from jaxmeta import nn
+
+TASKS, IMAGES, REPEATS = 8, 15, 7
+LAYOUT = ("NHWC", "HWIO", "NHWC")
+
+
+def main() -> None:
+    report: dict[str, Any] = {"command": "python benchmarks/derivatives.py", "tasks": TASKS, "images_a_task": IMAGES}
+    report["convolutions_ms"] = {f"{size}x{size}": convolutions(size) for size in (14, 7)}
+    report["hessian_vector_products"] = {form: hvp(form) for form in CONV4}
+    write("derivatives", report)
+
+
+def stock(x: jax.Array, w: jax.Array) -> jax.Array:
+    return jax.lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=LAYOUT)
+
+
+def ours(x: jax.Array, w: jax.Array) -> jax.Array:
+    return nn.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=LAYOUT)
+
+
+def patches(x: jax.Array, w: jax.Array) -> jax.Array:
+    """`conv_general_dilated_patches` and a product, a common recipe."""
+    seen = jax.lax.conv_general_dilated_patches(x, (3, 3), (1, 1), "SAME", dimension_numbers=LAYOUT)
+    return seen @ w.transpose(2, 0, 1, 3).reshape(-1, w.shape[-1])
+
+
+def one_by_one(f: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda x, w: jax.lax.map(lambda pair: f(*pair), (x, w))
+
+
+def convolutions(size: int) -> dict[str, dict[str, float]]:
+    """Milliseconds of 64-channel 3x3 convolutions with a kernel for each task: values, gradients, Hessian products."""
+    x = jax.random.normal(jax.random.key(0), (TASKS, IMAGES, size, size, 64))
+    w = 0.05 * jax.random.normal(jax.random.key(1), (TASKS, 3, 3, 64, 64))
+    found: dict[str, dict[str, float]] = {}
+    for name, conv in {"stock": stock, "slices and products": ours, "patches and a product": patches}.items():
+
+        def value(x: Any, w: Any, conv: Callable[..., Any] = conv) -> jax.Array:
+            return jnp.sum(jnp.sin(conv(x, w)))
+
+        def product(x: Any, w: Any, value: Any = value) -> Any:
+            return jax.jvp(jax.grad(value, argnums=(0, 1)), (x, w), (x, w))[1]
+
+        forms = {"forward": conv, "gradient": jax.grad(value, argnums=(0, 1)), "hvp": product}
+        for over, mapped in {"vmap": jax.vmap, "scan": one_by_one}.items():
+            runs = {what: jax.jit(mapped(f)) for what, f in forms.items()}
+            seconds = in_turns({what: lambda run=run: run(x, w) for what, run in runs.items()}, REPEATS)
+            found[f"{name}, {over}"] = {what: 1e3 * value for what, value in seconds.items()}
+            print(size, f"{name}, {over}", {k: round(v, 2) for k, v in found[f"{name}, {over}"].items()}, flush=True)
+    return found
+
+
+def hvp(form: str) -> dict[str, float]:
+    """Time of a Hessian-vector product of one task's loss, in gradients."""
+    episode = first(images(1, 3))
+    loss_fn, model = task_loss(CONV4[form]), CONV4[form]
+    params = model.init(jax.random.key(0), episode.query.x)
+
+    def value(p: Any) -> jax.Array:
+        return loss_fn(p, episode.query)
+
+    def directed(p: Any, v: Any) -> jax.Array:
+        return sum(jnp.vdot(g, d) for g, d in zip(jax.tree.leaves(jax.grad(value)(p)), jax.tree.leaves(v), strict=True))
+
+    forms = {
+        "gradient": lambda p, v: jax.grad(value)(p),
+        "forward over reverse": lambda p, v: jax.jvp(jax.grad(value), (p,), (v,))[1],
+        "reverse over reverse": lambda p, v: jax.grad(directed)(p, v),
+        "reverse over forward": lambda p, v: jax.grad(lambda q: jax.jvp(value, (q,), (v,))[1])(p),
+        "linearized": lambda p, v: jax.linearize(jax.grad(value), p)[1](v),
+    }
+    runs = {name: jax.jit(f) for name, f in forms.items()}
+    seconds = in_turns({name: lambda run=run: run(params, params) for name, run in runs.items()}, 15)
+    found = {name: value / seconds["gradient"] for name, value in seconds.items()}
+    print(form, {name: round(value, 2) for name, value in found.items()}, flush=True)
+    return found
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""A convolution that is closed under differentiation.
+
+Value and derivatives of a convolution are three views of one trilinear form,
+
+    T(x, w, g) = sum_{n, p, d, c, o}  g[n, p, o] x[n, s p + d, c] w[d, c, o]
+    y(x, w) = dT/dg,      x'(g, w) = dT/dx,      w'(x, g) = dT/dw,
+
+and every derivative, of any order, of one of them is one of them. So one primitive with three kinds needs no other
+operation, and each kind runs as the ordinary convolution or product that is fastest for it: left to itself, reverse
+mode makes convolutions with their axes transposed, which a CPU runs as scalar code inside a loop.
+
+Mapped over kernels by `jax.vmap`, each kind becomes slices and matrix products, whose cost grows as the tasks do.
+"""
+
+import itertools
+import math
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+Kind = Literal["y", "x", "w"]
+Pads = tuple[tuple[int, int], ...]
+
+_LAYOUT = ("NHWC", "HWIO", "NHWC")
+conv2d_p = Primitive("conv2d")
+
+
+def conv2d(x: jax.Array, w: jax.Array, strides: tuple[int, ...], pads: Pads) -> jax.Array:
+    """Convolves images `[n, h, w, c]` with a kernel `[kh, kw, c, o]`, of one type, to `[n, h', w', o]`."""
+    return conv2d_p.bind(x, w, kind="y", strides=strides, pads=pads, sizes=x.shape[1:3], window=w.shape[:2])
+
+
+def patches(x: jax.Array, window: tuple[int, ...], strides: tuple[int, ...], pads: Any, dilation: Any) -> jax.Array:
+    """What each output sees: `[n, *spatial, channels]` to `[n, *out, prod(window) * channels]`."""
+    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+    reach = [(k - 1) * d + 1 for k, d in zip(window, dilation, strict=True)]
+    out = [(size - r) // s + 1 for size, r, s in zip(x.shape[1:-1], reach, strides, strict=True)]
+    taps = []
+    for tap in itertools.product(*(range(k) for k in window)):
+        starts = [t * d for t, d in zip(tap, dilation, strict=True)]
+        ranges = (slice(a, a + (n - 1) * s + 1, s) for a, n, s in zip(starts, out, strides, strict=True))
+        taps.append(x[(slice(None), *ranges)])
+    return jnp.concatenate(taps, axis=-1)
+
+
+def product(x: jax.Array, w: jax.Array, strides: Any, pads: Any, dilation: Any, **kwargs: Any) -> jax.Array:
+    """The convolution as slices and one matrix product."""
+    seen = patches(x, w.shape[:-2], strides, pads, dilation)
+    return jnp.matmul(seen, w.reshape(math.prod(w.shape[:-1]), w.shape[-1]), **kwargs)
+
+
+def _as_products(
+    a: jax.Array, b: jax.Array, *, kind: Kind, strides: Any, pads: Pads, sizes: Any, window: Any
+) -> jax.Array:
+    """Any kind as slices and products; the derivatives by transposing the value."""
+
+    def value(x: jax.Array, w: jax.Array) -> jax.Array:
+        return product(x, w, strides, pads, (1, 1))
+
+    if kind == "y":
+        return value(a, b)
+    if kind == "x":
+        like = jax.ShapeDtypeStruct((a.shape[0], *sizes, b.shape[2]), a.dtype)
+        return jax.linear_transpose(lambda x: value(x, b), like)(a)[0]
+    like = jax.ShapeDtypeStruct((*window, a.shape[3], b.shape[3]), a.dtype)
+    return jax.linear_transpose(lambda w: value(a, w), like)(b)[0]
+
+
+def _as_convolutions(
+    a: jax.Array, b: jax.Array, *, kind: Kind, strides: Any, pads: Pads, sizes: Any, window: Any
+) -> jax.Array:
+    """Any kind as a convolution with its axes in the usual order."""
+    if kind == "y":
+        return jax.lax.conv_general_dilated(a, b, strides, pads, dimension_numbers=_LAYOUT)
+    if kind == "x":
+        if strides != (1, 1):  # input dilation multiplies mostly zeros
+            return _as_products(a, b, kind=kind, strides=strides, pads=pads, sizes=sizes, window=window)
+        flipped = b[::-1, ::-1].swapaxes(2, 3)
+        back = [
+            (k - 1 - low, size + k - 1 - out - (k - 1 - low))
+            for k, (low, _), size, out in zip(window, pads, sizes, a.shape[1:3], strict=True)
+        ]
+        return jax.lax.conv_general_dilated(a, flipped, (1, 1), back, dimension_numbers=_LAYOUT)
+    # Channels take the place of images, and images that of channels.
+    reach = [(out - 1) * s + k for out, s, k in zip(b.shape[1:3], strides, window, strict=True)]
+    over = [(low, r - size - low) for (low, _), r, size in zip(pads, reach, sizes, strict=True)]
+    found = jax.lax.conv_general_dilated(
+        a.transpose(3, 1, 2, 0), b.transpose(1, 2, 0, 3), (1, 1), over, rhs_dilation=strides, dimension_numbers=_LAYOUT
+    )
+    return found.transpose(1, 2, 0, 3)
+
+
+def _abstract(a: Any, b: Any, **params: Any) -> Any:
+    return a.update(shape=jax.eval_shape(lambda a, b: _as_products(a, b, **params), _like(a), _like(b)).shape)
+
+
+def _like(a: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(a.shape, a.dtype)
+
+
+# What a cotangent of each kind's result pulls back to: (for the first operand, for the second), each a kind and
+# whether the other operand comes first in it.
+_PULLED: dict[Kind, tuple[Kind, Kind]] = {"y": ("x", "w"), "x": ("y", "w"), "w": ("x", "y")}
+
+
+def _pull_first(cotangent: jax.Array, a: Any, b: jax.Array, *, kind: Kind, **params: Any) -> jax.Array:
+    # y(x, w): x'(ct, w);   x'(g, w): y(ct, w);   w'(x, g): x'(g, ct)
+    operands = (b, cotangent) if kind == "w" else (cotangent, b)
+    return conv2d_p.bind(*operands, kind=_PULLED[kind][0], **params)
+
+
+def _pull_second(cotangent: jax.Array, a: jax.Array, b: Any, *, kind: Kind, **params: Any) -> jax.Array:
+    # y(x, w): w'(x, ct);   x'(g, w): w'(ct, g);   w'(x, g): y(x, ct)
+    operands = (cotangent, a) if kind == "x" else (a, cotangent)
+    return conv2d_p.bind(*operands, kind=_PULLED[kind][1], **params)
+
+
+def _batch(args: tuple[jax.Array, jax.Array], axes: tuple[Any, Any], **params: Any) -> tuple[jax.Array, int]:
+    mapped = [axis is not None for axis in axes]
+    first = [jnp.moveaxis(a, axis, 0) if m else a for a, axis, m in zip(args, axes, mapped, strict=True)]
+    if all(a.shape[0] == 1 for a, m in zip(first, mapped, strict=True) if m):  # a chunk of one task
+        return conv2d_p.bind(*(a[0] if m else a for a, m in zip(first, mapped, strict=True)), **params)[None], 0
+    each = jax.vmap(lambda a, b: _as_products(a, b, **params), tuple(0 if m else None for m in mapped))
+    return each(*first), 0
+
+
+conv2d_p.def_impl(jax.jit(_as_convolutions, static_argnames=("kind", "strides", "pads", "sizes", "window")))
+conv2d_p.def_abstract_eval(_abstract)
+ad.defbilinear(conv2d_p, _pull_first, _pull_second)
+batching.primitive_batchers[conv2d_p] = _batch
+mlir.register_lowering(conv2d_p, mlir.lower_fun(_as_convolutions, multiple_results=False))
