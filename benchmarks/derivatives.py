@@ -73,7 +73,8 @@ def hvp(form: str) -> dict[str, float]:
         return loss_fn(p, episode.query)
 
     def directed(p: Any, v: Any) -> jax.Array:
-        return sum(jnp.vdot(g, d) for g, d in zip(jax.tree.leaves(jax.grad(value)(p)), jax.tree.leaves(v), strict=True))
+        pairs = zip(jax.tree.leaves(jax.grad(value)(p)), jax.tree.leaves(v), strict=True)
+        return jnp.asarray(sum(jnp.vdot(g, d) for g, d in pairs))
 
     forms = {
         "gradient": lambda p, v: jax.grad(value)(p),

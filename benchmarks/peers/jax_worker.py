@@ -44,15 +44,15 @@ def main() -> None:
     episodes = Episode(Batch(parts["support_x"], parts["support_y"]), Batch(parts["query_x"], parts["query_y"]))
     loss = losses.mean_squared_error if case["network"] == "mlp" else losses.cross_entropy
     learner = maml(MODELS[case["network"]], inner_optimizer=optax.sgd(case["rate"]), steps=case["steps"], loss=loss)
-    step = jax.jit(lambda p, e, key: batch_meta_grad(learner, p, e, key)[0])
+    step, key = jax.jit(lambda p, e, key: batch_meta_grad(learner, p, e, key)[0]), jax.random.key(0)
     if arguments.gradients:
-        grads = step(params, episodes, jax.random.key(0))["params"]
+        grads = step(params, episodes, key)["params"]
         np.savez(
             arguments.gradients, **{f"{m}/{leaf}": value for m, part in grads.items() for leaf, value in part.items()}
         )
         return
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    run = training(learner, params, case) if arguments.training else lambda: step(params, episodes, jax.random.key(0))
+    run = training(learner, params, case) if arguments.training else lambda: step(params, episodes, key)
     for line in sys.stdin:
         if line.strip() == "quit":
             print(json.dumps((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024), flush=True)

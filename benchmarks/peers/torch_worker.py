@@ -42,7 +42,8 @@ def forward(params: Params, x: torch.Tensor, network: str) -> torch.Tensor:
         total = max((-(-size // stride) - 1) * stride + 3 - size, 0)
         x = F.pad(x, (total // 2, total - total // 2) * 2) if total != 2 else x
         x = F.conv2d(x, params[f"conv_{i}:kernel"], params[f"conv_{i}:bias"], stride, 1 if total == 2 else 0)
-        scale = params.get(f"norm_{i}:scale")
+        # A missing scale breaks the second derivative of PyTorch's own batch normalisation.
+        scale = params.get(f"norm_{i}:scale", torch.ones_like(params[f"norm_{i}:bias"]))
         x = F.relu(F.batch_norm(x, None, None, scale, params[f"norm_{i}:bias"], training=True, eps=1e-3))
         x = F.max_pool2d(x, 2) if stride == 1 else x
     x = x.mean((2, 3)) if stride == 2 else x.permute(0, 2, 3, 1).flatten(1)
