@@ -2,10 +2,11 @@
 
 from jaxmeta.optimization._anil_boil import anil, boil
 from jaxmeta.optimization._imaml import imaml, imaml_grad
-from jaxmeta.optimization._maml import fomaml, fomaml_grad, maml, maml_grad, truncated_maml, truncated_maml_grad
+from jaxmeta.optimization._maml import fomaml, fomaml_grad, maml, maml_grad
 from jaxmeta.optimization._maml_pp import MamlPPParams, maml_pp, multi_step_weights
 from jaxmeta.optimization._meta_sgd import WithRates, meta_sgd, meta_sgd_grad
 from jaxmeta.optimization._reptile import WithInnerState, reptile, reptile_grad
+from jaxmeta.optimization._truncated import truncated_maml, truncated_maml_grad
 
 __all__ = [
     "MamlPPParams",

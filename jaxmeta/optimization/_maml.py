@@ -2,15 +2,13 @@
 
     phi_0 = theta,   phi_{j+1} = phi_j - alpha grad L_S(phi_j),   j = 0 .. K-1
 
-    MAML        d/dtheta L_Q(phi_K(theta)) = (I - alpha H_0) .. (I - alpha H_{K-1}) grad L_Q(phi_K)
-    FOMAML      grad L_Q(phi_K),  as if d phi_K / d theta were the identity
-    truncated   (I - alpha H_{K-m}) .. (I - alpha H_{K-1}) grad L_Q(phi_K),  as if d phi_{K-m} / d theta were
+    MAML      d/dtheta L_Q(phi_K(theta)) = (I - alpha H_0) .. (I - alpha H_{K-1}) grad L_Q(phi_K)
+    FOMAML    grad L_Q(phi_K),  as if d phi_K / d theta were the identity
 
 | symbol | name | | symbol | name |
 |---|---|---|---|---|
 | theta | `params` | | L_S, L_Q | `loss_fn` on `episode.support`, `episode.query` |
 | alpha | the learning rate inside `optimizer` | | K | `steps` |
-| | | | m | `backprop_steps` |
 
 H_j is the Hessian of L_S at phi_j. It is never formed: MAML's gradient is `jax.grad` through `adapt`.
 """
@@ -135,85 +133,6 @@ def fomaml_grad(
     return grads, metrics
 
 
-def truncated_maml_grad(
-    loss_fn: Callable[[Any, Any], Any],
-    params: Any,
-    episode: Episode,
-    *,
-    optimizer: optax.GradientTransformation,
-    steps: int,
-    backprop_steps: int,
-    minibatched: bool = False,
-    mask: Any = None,
-    has_aux: bool = False,
-    hvp: Hvp | None = None,
-    remat: Remat = 0,
-) -> tuple[Any, Metrics]:
-    """MAML's gradient through the last `backprop_steps` inner steps alone.
-
-    With 0 of them it is `fomaml_grad`, with `steps` of them `maml_grad`.
-
-    Args:
-        loss_fn: `(params, batch) -> scalar`, or `-> (scalar, metrics)` with `has_aux`.
-        params: the initialisation theta, any pytree of floating-point arrays.
-        episode: as for `maml_grad`.
-        optimizer: the inner optimiser, whose state goes on from the first steps to the last.
-        steps: inner steps K.
-        backprop_steps: the last m of them, which are differentiated through; in [0, steps].
-        minibatched: `episode.support` has a leading axis of length `steps`, one slice a step.
-        mask: which parameters adapt; see `adapt`.
-        has_aux: `loss_fn` also returns a dict of metrics; those of the query set are passed on.
-        hvp: how inner gradients are differentiated again; see `adapt`.
-        remat: levels of checkpoints; see `adapt`.
-
-    Returns:
-        `(grads, metrics)`, as `maml_grad`.
-
-    Raises:
-        TypeError: as `adapt`.
-        ValueError: as `maml_grad`, or `backprop_steps` is out of range.
-
-    >>> import jax.numpy as jnp, optax
-    >>> losses = lambda w, batch: batch[0] * (w - batch[1]) ** 2
-    >>> task = Episode(support=(1.0, 1.0), query=(1.5, -2.0))
-    >>> grads, metrics = truncated_maml_grad(
-    ...     losses, jnp.array(0.0), task, optimizer=optax.sgd(0.1), steps=2, backprop_steps=1
-    ... )
-    >>> round(float(grads), 4)
-    5.664
-
-    References:
-        Shaban, Cheng, Hatch, Boots 2019, arXiv:1810.10667 (truncated back-propagation).
-    """
-    if not 0 <= backprop_steps <= steps:
-        raise ValueError(f"backprop_steps must lie in [0, {steps}], the inner steps, but is {backprop_steps}")
-    evaluate = with_metrics(loss_fn, has_aux)
-    inner = functools.partial(
-        adapt,
-        lambda p, batch: evaluate(p, batch)[0],
-        optimizer=optimizer,
-        minibatched=minibatched,
-        mask=mask,
-    )
-    first = steps - backprop_steps
-
-    def part(which: slice) -> Any:
-        return jax.tree.map(lambda leaf: leaf[which], episode.support) if minibatched else episode.support
-
-    start = inner(params, part(slice(None, first)), steps=first)
-    if backprop_steps:
-        check_differentiable(optimizer, partition(params, mask)[0])
-
-    def outer(params: Any) -> tuple[jax.Array, Metrics]:
-        adapted = inner(
-            params, part(slice(first, None)), steps=backprop_steps, opt_state=start.opt_state, hvp=hvp, remat=remat
-        )
-        return evaluate(adapted.params, episode.query)
-
-    (_, metrics), grads = jax.value_and_grad(outer, has_aux=True)(start.params)
-    return grads, metrics
-
-
 def maml(
     model: Model,
     *,
@@ -287,49 +206,3 @@ def fomaml(
         Finn, Abbeel, Levine 2017, arXiv:1703.03400, section 5.2.
     """
     return gradient_learner(fomaml_grad, model, inner_optimizer, steps, eval_steps, loss, mask)
-
-
-def truncated_maml(
-    model: Model,
-    *,
-    inner_optimizer: optax.GradientTransformation,
-    steps: int,
-    backprop_steps: int,
-    eval_steps: int | None = None,
-    loss: Callable[[jax.Array, jax.Array], jax.Array] = cross_entropy,
-    mask: Any = None,
-    hvp: Hvp | None = None,
-    remat: Remat = 0,
-) -> MetaLearner:
-    """MAML that differentiates through the last `backprop_steps` of its inner steps alone.
-
-    Args:
-        model: as for `maml`, like all arguments but these.
-        inner_optimizer: the optimiser of the inner loop.
-        steps: inner steps in training.
-        backprop_steps: the last of them, which are differentiated through; in [0, steps].
-        eval_steps: inner steps in `predict`; None for `steps`.
-        loss: `(predictions, targets) -> scalar`, used inside and outside.
-        mask: which parameters adapt.
-        hvp: how inner gradients are differentiated again.
-        remat: levels of checkpoints.
-
-    Returns:
-        A `MetaLearner`, as `maml` does.
-
-    Raises:
-        TypeError, ValueError: as `maml`, or `backprop_steps` is out of range.
-
-    >>> from jaxmeta import nn
-    >>> truncated_maml(nn.MLP((4,), 5), inner_optimizer=optax.sgd(0.01), steps=5, backprop_steps=6)
-    Traceback (most recent call last):
-      ...
-    ValueError: backprop_steps must lie in [0, 5], the inner steps, but is 6
-
-    References:
-        Shaban, Cheng, Hatch, Boots 2019, arXiv:1810.10667.
-    """
-    if not 0 <= backprop_steps <= steps:
-        raise ValueError(f"backprop_steps must lie in [0, {steps}], the inner steps, but is {backprop_steps}")
-    estimator = functools.partial(truncated_maml_grad, backprop_steps=backprop_steps, hvp=hvp, remat=remat)
-    return gradient_learner(estimator, model, inner_optimizer, steps, eval_steps, loss, mask)
