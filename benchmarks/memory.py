@@ -93,7 +93,7 @@ class Transformer(fnn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         block = fnn.remat(Block, prevent_cse=False) if self.checkpointed else Block
         blocks = fnn.scan(block, variable_axes={"params": 0}, split_rngs={"params": True}, length=12)
-        x, _ = blocks()(fnn.Dense(128)(x), None)
+        x, _ = blocks(name="blocks")(fnn.Dense(128)(x), None)
         return fnn.Dense(10)(x.mean(1))
 
 
