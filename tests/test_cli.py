@@ -84,6 +84,18 @@ def test_every_method_trains_on_images_of_ones_own(
         assert "are not those that" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("dataset", ["sinusoid", "glyphs"])
+@pytest.mark.parametrize("method", presets.METHODS)
+def test_every_preset_starts(method: str, dataset: str) -> None:
+    setup = presets.build(presets.settings(method, dataset))
+    episode = setup.train_source.sample(setup.train_source.data, jax.random.key(0))
+    params = jax.eval_shape(setup.learner.init, jax.random.key(1), episode)
+    jax.eval_shape(setup.learner.meta_grad, params, episode, jax.random.key(2))
+    support, query = setup.test_source.sample(setup.test_source.data, jax.random.key(0))
+    found = jax.eval_shape(setup.learner.predict, params, support, query.x, jax.random.key(2))
+    assert found.shape[0] == len(query.x)
+
+
 def test_ones_own_images_are_not_turned_and_are_found_from_anywhere(tmp_path, monkeypatch) -> None:
     draw_folder(tmp_path / "letters", {"a": 2, "b": 2})
     monkeypatch.chdir(tmp_path)
@@ -179,6 +191,10 @@ def test_help_is_complete(command: tuple[str, ...], capsys: pytest.CaptureFixtur
         ("train --meta-batch -1", "meta_batch must be 1 or more, but is -1"),
         ("train --inner-steps -2", "inner_steps must be 0 or more, but is -2"),
         ("train --inner-lr 0", "inner_lr must be positive and finite, but is 0.0"),
+        (
+            "train meta_sgd --inner-lr 0.1",
+            "--inner-lr is not for meta_sgd, which draws its inner rates and learns them",
+        ),
         ("train --shots 0", "shots must be 1 or more, but is 0"),
         ("train --queries 0", "queries must be 1 or more, but is 0"),
         ("train ---x", "---x"),

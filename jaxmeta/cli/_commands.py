@@ -28,8 +28,6 @@ def _cores() -> int:
 def train(command: Train) -> None:
     """`jaxmeta train`."""
     use_cores(command.devices)
-    import jax
-
     from jaxmeta import presets
     from jaxmeta.training import _plots, _run, fit
     from jaxmeta.training import evaluate as judge
@@ -39,12 +37,14 @@ def train(command: Train) -> None:
     )
     names = ("train_shots", "steps", "inner_steps", "inner_lr", "meta_batch", "outer_lr", "episodes", "data_dir")
     asked = _given(command, *names)
+    if preset.method == "meta_sgd" and "inner_lr" in asked:
+        raise ValueError("--inner-lr is not for meta_sgd, which draws its inner rates and learns them")
+    if preset.method == "maml_pp" and "inner_steps" in asked:
+        asked["eval_inner_steps"] = asked["inner_steps"]  # its steps are learned one by one
     settings = dataclasses.replace(preset, query_mode=command.query_mode, **asked)
     run_dir = command.out or Path("runs") / f"{settings.method}-{Path(settings.dataset).name}-seed{command.seed}"
     _run.check_free(run_dir, resume=command.resume)
     setup = presets.build(settings)
-    # What evaluation cannot do is said before training, and not after.
-    jax.eval_shape(setup.test_source.sample, setup.test_source.data, jax.random.key(0))
     result = fit(
         setup.learner,
         setup.train_source,
@@ -91,6 +91,8 @@ def evaluate(command: Evaluate) -> None:
     if "settings" not in config:
         raise ValueError(f"{command.run_dir / 'config.json'} has no settings: the run was not made by jaxmeta train")
     asked = _given(command, "shots", "queries", "episodes", "query_mode", "data_dir")
+    if command.inner_steps is not None and config["settings"]["method"] == "maml_pp":
+        raise ValueError("--inner-steps is not for maml_pp, which takes the steps whose rates it has learned")
     if command.inner_steps is not None:
         asked["eval_inner_steps"] = command.inner_steps
     settings = dataclasses.replace(presets.Settings(**config["settings"]), **asked)

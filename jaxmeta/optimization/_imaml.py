@@ -244,12 +244,12 @@ def _dot(a: Any, b: Any) -> jax.Array:
 
 
 def _add_scaled(a: Any, scale: jax.Array, b: Any) -> Any:
-    """A + scale b, in the types of a."""
+    """The sum of `a` and `scale` times `b`, in the types of `a`."""
     return jax.tree.map(lambda x, y: (x + scale * y).astype(x.dtype), a, b)
 
 
 def _ratio(a: jax.Array, b: jax.Array) -> jax.Array:
-    """A / b, and 0 where b is."""
+    """The ratio of `a` to `b`, and 0 where `b` is."""
     return jnp.where(b == 0, 0.0, a / jnp.where(b == 0, 1.0, b))
 
 

@@ -102,7 +102,8 @@ def _learner(settings: Settings) -> MetaLearner:
         case "meta_sgd":
             return meta_sgd(model, steps=steps, eval_steps=eval_steps, loss=loss, mask=mask)
         case "maml_pp":
-            return maml_pp(model, steps=steps, inner_lr=settings.inner_lr, loss=loss)
+            norm = None if settings.dataset == "sinusoid" else "norm_"
+            return maml_pp(model, steps=steps, inner_lr=settings.inner_lr, loss=loss, norm=norm)
         case "imaml":
             return imaml(
                 model,
