@@ -92,7 +92,8 @@ def test_the_memory_estimate_counts_what_is_alive() -> None:
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"chunk": 4}, "chunk=4 must divide the number of tasks on a device, which is 3"),
+        ({"chunk": 4}, "chunk=4 must divide the number of tasks on a device, which is 6"),
+        ({"chunk": 4, "devices": 2}, "chunk=4 must divide the number of tasks on a device, which is 3"),
         ({"chunk": 0}, "chunk=0 must divide"),
         ({"devices": 4}, "devices=4 must divide the number of tasks, 6, and be among the 2 present"),
         ({"devices": 0}, "devices=0 must divide"),
