@@ -92,8 +92,8 @@ def _as_convolutions(
 
 def _over_slices(x: jax.Array, g: jax.Array, **params: Any) -> jax.Array:
     """The kind "w" as a sum over slices of the images, each of a size that a core's cache holds."""
-    images, each = x.shape[0], max(x.nbytes // x.shape[0], g.nbytes // g.shape[0], 1)
-    size = min(images, max(1, _SLICE_BYTES // each))
+    images, largest = x.shape[0], max(x.nbytes, g.nbytes, 1)
+    size = max(1, min(images, _SLICE_BYTES * images // largest))
     whole = images - images % size
     slices = tuple(part[:whole].reshape(-1, size, *part.shape[1:]) for part in (x, g))
     if whole == size:
