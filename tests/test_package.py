@@ -84,6 +84,7 @@ def test_imports_run_one_way(path: Path) -> None:
         "learner",
         "inner",
         "optimization",
+        "metric",
         "analysis",
         "training",
         "presets",

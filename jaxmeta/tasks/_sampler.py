@@ -63,8 +63,8 @@ def episodes(
         scaled to [0, 1]; y the labels 0 .. ways - 1.
 
     Raises:
-        ValueError: more ways than classes (or than any group has), more shots and queries than a class has examples, a size out of range,
-            or rotations of something other than square images.
+        ValueError: more ways than classes (or than any group has), more shots and queries than a class has examples,
+            a size out of range, or rotations of something other than square images.
 
     >>> from jaxmeta import tasks
     >>> source = tasks.episodes(tasks.glyphs("train", classes=8, image_size=8), ways=3, shots=1, queries=2)
