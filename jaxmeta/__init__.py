@@ -31,7 +31,7 @@ from jaxmeta.optimization import (
     truncated_maml,
     truncated_maml_grad,
 )
-from jaxmeta.training import Evaluation, FitResult, evaluate, fit
+from jaxmeta.training import Evaluation, FitResult, evaluate, evaluate_runs, fit
 
 __version__ = "0.1.0"
 
@@ -54,6 +54,7 @@ __all__ = [
     "clip_by_global_norm",
     "descended",
     "evaluate",
+    "evaluate_runs",
     "fit",
     "fomaml",
     "fomaml_grad",
