@@ -21,7 +21,7 @@ from common import task_loss
 from jax.sharding import PartitionSpec as P
 from scipy import stats
 
-from jaxmeta import Batch, evaluate, minibatches, nn, reptile, tasks
+from jaxmeta import Batch, MetaLearner, evaluate, minibatches, nn, reptile, tasks
 from jaxmeta.learner import task_mesh
 
 WAYS, POOL, ALPHA = 5, 20, 0.075
@@ -51,9 +51,10 @@ class Curve(NamedTuple):
 
 
 class Setup(NamedTuple):
-    """The network, the tasks and the budget that curves share."""
+    """The network, the tasks, the budget and what judges: all that curves share."""
 
     model: nn.Conv4
+    judge: MetaLearner
     train: tasks.Source
     test: tasks.Source
     steps: int
@@ -63,8 +64,11 @@ class Setup(NamedTuple):
 def omniglot(*, features: int, steps: int, seeds: int) -> Setup:
     """5-way Omniglot in the split of the paper's code: 1,200 characters to train on, each in four rotations."""
     train, test = (tasks.omniglot("maml", subset) for subset in ("trainval", "test"))
+    model = nn.Conv4(WAYS, features=features, pool="stride", readout="flatten")
+    judge = reptile(model, inner_optimizer=optax.sgd(ALPHA), inner_lr=ALPHA, eval_steps=EVAL_STEPS)
     return Setup(
-        nn.Conv4(WAYS, features=features, pool="stride", readout="flatten"),
+        model,
+        judge._replace(predict_path=None),  # after the last step alone
         tasks.episodes(train, ways=WAYS, shots=POOL, queries=0, rotations="classes"),
         tasks.episodes(test, ways=WAYS, shots=EVAL_SHOTS, queries=EVAL_QUERIES),
         steps,
@@ -140,10 +144,8 @@ def train(setup: Setup, curve: Curve, checkpoints: Sequence[int]) -> list[Any]:
 
 def accuracies(setup: Setup, params: Any, episodes: int) -> list[float]:
     """Accuracy of each seed's weights on the same test episodes: each query alone with the support set."""
-    learner = reptile(setup.model, inner_optimizer=optax.sgd(ALPHA), inner_lr=ALPHA, eval_steps=EVAL_STEPS)
-    learner = learner._replace(predict_path=None)
     weights = [jax.tree.map(lambda leaf, i=i: leaf[i], params) for i in range(setup.seeds)]
-    found = [evaluate(learner, w, setup.test, episodes=episodes, seed=0, query_mode="inductive") for w in weights]
+    found = [evaluate(setup.judge, w, setup.test, episodes=episodes, seed=0, query_mode="inductive") for w in weights]
     return [result.mean for result in found]
 
 
@@ -164,6 +166,7 @@ def measure(setup: Setup, curve: Curve, episodes: int) -> dict[str, Any]:
         "accuracy": mean,
         "interval": interval,
         "by_seed": path[-1],
+        "training_seconds": round(seconds, 1),
         "path": [{"step": s, "by_seed": values} for s, values in zip(checkpoints, path, strict=True)],
     }
 
