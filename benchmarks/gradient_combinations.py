@@ -34,7 +34,7 @@ ORDERING = (
 class Arguments:
     """Train and judge the ten curves."""
 
-    steps: int = 4000
+    steps: int = 3000
     """Outer steps."""
     seeds: int = 4
     """Seeds."""

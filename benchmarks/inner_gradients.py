@@ -153,14 +153,15 @@ def measure(setup: Setup, curve: Curve, episodes: int) -> dict[str, Any]:
     """Trains and judges a curve, at a quarter and half of the way with a quarter of the episodes, and at the end."""
     began = time.perf_counter()
     checkpoints = [setup.steps // 4, setup.steps // 2, setup.steps]
+    trained = train(setup, curve, checkpoints)
+    seconds = time.perf_counter() - began
     path = [
         accuracies(setup, params, episodes if step == setup.steps else episodes // 4)
-        for step, params in zip(checkpoints, train(setup, curve, checkpoints), strict=True)
+        for step, params in zip(checkpoints, trained, strict=True)
     ]
     mean, interval = over_seeds(path[-1])
-    print(
-        f"{curve.name:28}{100 * mean:>8.2f} ± {100 * interval:.2f} %{time.perf_counter() - began:>8.0f} s", flush=True
-    )
+    shown = f"{100 * mean:.2f} ± {100 * interval:.2f} %"
+    print(f"{curve.name:28}{shown:>18}{seconds:>7.0f} s, {time.perf_counter() - began:.0f} s with tests", flush=True)
     return {
         **curve._asdict(),
         "accuracy": mean,
