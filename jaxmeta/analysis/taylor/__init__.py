@@ -1,0 +1,25 @@
+"""What MAML, first-order MAML and Reptile follow: their expansions in the inner rate, predicted and measured."""
+
+from jaxmeta.analysis.taylor._expansion import Expansion, cycling, expansion, reused_support, shared_tail
+from jaxmeta.analysis.taylor._orderings import orderings, pool_size
+from jaxmeta.analysis.taylor._terms import avg_grad, avg_grad_inner, gradient_agreement, self_term, terms
+from jaxmeta.analysis.taylor._verify import Coefficient, Verdict, mean_gradient, verify_expansion
+
+__all__ = [
+    "Coefficient",
+    "Expansion",
+    "Verdict",
+    "avg_grad",
+    "avg_grad_inner",
+    "cycling",
+    "expansion",
+    "gradient_agreement",
+    "mean_gradient",
+    "orderings",
+    "pool_size",
+    "reused_support",
+    "self_term",
+    "shared_tail",
+    "terms",
+    "verify_expansion",
+]
