@@ -182,24 +182,28 @@ def mean_gradient(loss_fn: LossFn, params: Any, batches: Any, expansion: Expansi
 def _mean(
     loss_fn: LossFn, method: Method, params: Any, batches: Any, rows: jax.Array, rates: jax.Array, alpha: jax.Array
 ) -> Any:
+    def one(row: jax.Array) -> Any:
+        return sequence_gradient(loss_fn, method, params, jax.tree.map(lambda leaf: leaf[row], batches), rates, alpha)
+
+    chunk = choose_chunk(len(rows), one, rows[0])
+    total = sum_over_chunks(lambda part: jax.tree.map(lambda leaf: leaf.sum(0), jax.vmap(one)(part)), rows, chunk)
+    return jax.tree.map(lambda leaf: leaf / len(rows), total)
+
+
+def sequence_gradient(loss_fn: LossFn, method: Method, params: Any, sequence: Any, rates: jax.Array, alpha: Any) -> Any:
+    """The library's own estimator of one sequence of mini-batches `[k, ...]`, with a rate for each adaptation step."""
     inner = optax.sgd(lambda count: alpha * rates[count])
     settings = {"optimizer": inner, "steps": len(rates), "minibatched": True}
     start = jax.tree.map(jnp.zeros_like, params)
 
     def away(step: Any, batch: Any) -> jax.Array:
+        """The loss as a function of the way from params, so that Reptile's displacement keeps all its digits."""
         return loss_fn(jax.tree.map(jnp.add, params, step), batch)
 
-    def one(row: jax.Array) -> Any:
-        """The library's own estimator on one ordering, of steps away from params: Reptile's have all their digits."""
-        sequence = jax.tree.map(lambda leaf: leaf[row], batches)
-        if method == "reptile":
-            return reptile_grad(away, start, sequence, inner_lr=alpha, **settings)[0]
-        task = Episode(*(jax.tree.map(lambda leaf, part=part: leaf[part], sequence) for part in (slice(-1), -1)))
-        return (maml_grad if method == "maml" else fomaml_grad)(away, start, task, **settings)[0]
-
-    chunk = choose_chunk(len(rows), one, rows[0])
-    total = sum_over_chunks(lambda part: jax.tree.map(lambda leaf: leaf.sum(0), jax.vmap(one)(part)), rows, chunk)
-    return jax.tree.map(lambda leaf: leaf / len(rows), total)
+    if method == "reptile":
+        return reptile_grad(away, start, sequence, inner_lr=alpha, **settings)[0]
+    task = Episode(*(jax.tree.map(lambda leaf, part=part: leaf[part], sequence) for part in (slice(-1), -1)))
+    return (maml_grad if method == "maml" else fomaml_grad)(away, start, task, **settings)[0]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
