@@ -34,13 +34,13 @@ ORDERING = (
 class Arguments:
     """Train and judge the ten curves."""
 
-    steps: int = 1500
+    steps: int = 1000
     """Outer steps."""
     seeds: int = 4
     """Seeds."""
     features: int = 32
     """Channels of every convolution."""
-    episodes: int = 120
+    episodes: int = 100
     """Test episodes."""
 
 

@@ -31,13 +31,13 @@ TAILS = ("shared", "separate")
 class Arguments:
     """Train and judge both tails over three sweeps."""
 
-    steps: int = 500
+    steps: int = 400
     """Outer steps."""
     seeds: int = 4
     """Seeds."""
     features: int = 16
     """Channels of every convolution."""
-    episodes: int = 80
+    episodes: int = 60
     """Test episodes."""
 
 

@@ -356,7 +356,7 @@ def test_more_draws_and_a_draw_without_spread() -> None:
 
 
 def test_directions_over_training() -> None:
-    """At small alpha the shares are the expansion's coefficients; steps of MAML raise agreement more than joint ones."""
+    """At small alpha the shares in every update are the expansion's coefficients."""
 
     def loss(w, batch):
         x, y = batch
@@ -388,7 +388,7 @@ def test_reptile_goes_straight_to_the_nearest_solution() -> None:
     a, b, w = (jnp.asarray(rng.normal(size=shape)) for shape in ((3, 8), (3,), (8,)))
     nearest = nearest_solution(a, b, w)
     np.testing.assert_allclose(nearest, w - np.linalg.pinv(a) @ (a @ w - b), rtol=1e-12)
-    u, s, v = np.linalg.svd(np.asarray(a), full_matrices=False)
+    _, s, v = np.linalg.svd(np.asarray(a), full_matrices=False)
     alpha, way = 3 / s[0] ** 2, w - nearest
     angles = projection_angles(a, b, w, inner_lr=alpha, steps=200)
     for k in (1, 2, 10, 50):
@@ -405,7 +405,7 @@ def test_reptile_goes_straight_to_the_nearest_solution() -> None:
 def test_what_cannot_be_expanded_is_named() -> None:
     with pytest.raises(ValueError, match="k must be 1 or more, but is 0"):
         taylor.expansion("maml", 0)
-    with pytest.raises(ValueError, match="method must be one of .* but is 'mamll'"):
+    with pytest.raises(ValueError, match=r"method must be one of .* but is 'mamll'"):
         taylor.expansion("mamll", 2)  # pyright: ignore
     with pytest.raises(ValueError, match="batches must name 3 mini-batches for k=3, but names 2"):
         taylor.expansion("reptile", 3, batches=(0, 1))
@@ -433,7 +433,7 @@ def test_what_cannot_be_verified_is_named() -> None:
         verify(alphas=[1e-3, 1e-4, 0.0, 1e-5])
     with pytest.raises(ValueError, match="alphas must be at least four"):
         verify(alphas=[1e-3, 1e-4, 1e-5])
-    with pytest.raises(TypeError, match="params must be float64, .* but are float32"):
+    with pytest.raises(TypeError, match=r"params must be float64, .* but are float32"):
         verify(w=w.astype(jnp.float32))
     with pytest.raises(ValueError, match="order must be 1 or 2, but is 3"):
         verify(order=3)
@@ -467,7 +467,7 @@ def test_what_cannot_be_ordered_is_named() -> None:
 
 
 def test_what_cannot_be_projected_is_named() -> None:
-    with pytest.raises(ValueError, match="a must be"):
+    with pytest.raises(ValueError, match="a must be \\["):
         nearest_solution(jnp.ones((3, 2)), jnp.ones(3), jnp.ones(2))
-    with pytest.raises(ValueError, match="steps=0 and inner_lr=1.0 must be"):
+    with pytest.raises(ValueError, match=r"steps=0 and inner_lr=1\.0 must be"):
         projection_angles(jnp.ones((1, 2)), jnp.ones(1), jnp.zeros(2), inner_lr=1.0, steps=0)
