@@ -37,11 +37,11 @@ source = tasks.episodes(tasks.glyphs("train", classes=60, image_size=14), ways=W
 model = nn.MLP((32,), WAYS, activation=jnp.tanh)
 
 
-def draw(key, source=source):
-    """A task's mini-batches, [8, 5, ...]: class by class, so the i-th mini-batch has the i-th drawing of each."""
+def draw(key, pool=POOL):
+    """A task's mini-batches, [pool, 5, ...]: class by class, so the i-th mini-batch has the i-th drawing of each."""
     support = source.sample(source.data, key).support
     x = support.x.reshape(WAYS, POOL, *support.x.shape[1:]).swapaxes(0, 1)
-    return Batch(x.astype(jnp.float64), support.y.reshape(WAYS, POOL).T)
+    return Batch(x.astype(jnp.float64)[:pool], support.y.reshape(WAYS, POOL).T[:pool])
 
 
 def loss_fn(params, batch):
@@ -164,7 +164,7 @@ paths = {
     name: taylor.track_directions(
         loss_fn,
         params,
-        draw,
+        lambda key: draw(key, K),
         plan,
         optax.sgd(rate),
         jax.random.key(2),
@@ -172,7 +172,7 @@ paths = {
         steps=240,
         every=40,
         tasks=4,
-        probes=24,
+        probes=16,
     )
     for name, (plan, rate) in runs.items()
 }

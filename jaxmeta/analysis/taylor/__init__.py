@@ -2,11 +2,12 @@
 
 from jaxmeta.analysis.taylor._directions import Direction, track_directions
 from jaxmeta.analysis.taylor._expansion import Expansion, cycling, expansion, reused_support, shared_tail
+from jaxmeta.analysis.taylor._mean_gradient import mean_gradient
 from jaxmeta.analysis.taylor._monte_carlo import Estimate, estimate_terms
 from jaxmeta.analysis.taylor._orderings import orderings, pool_size
 from jaxmeta.analysis.taylor._report import plot_verdicts, summary, table
 from jaxmeta.analysis.taylor._terms import avg_grad, avg_grad_inner, gradient_agreement, self_term, terms
-from jaxmeta.analysis.taylor._verify import Coefficient, Verdict, mean_gradient, verify_expansion
+from jaxmeta.analysis.taylor._verify import Coefficient, Verdict, verify_expansion
 
 __all__ = [
     "Coefficient",

@@ -1,6 +1,7 @@
 """Which direction helps: what is of AvgGrad and of AvgGradInner in a method's update, as training goes on.
 
-At each of some outer steps, over the same tasks, the mean update U of the method is decomposed by least squares,
+At each of some outer steps, over the same tasks and exactly over the orderings of their mini-batches, the mean update U
+of the method is decomposed by least squares,
 
     U = a AvgGrad + b alpha AvgGradInner + rest,
 
@@ -19,8 +20,9 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from jaxmeta.analysis.taylor._expansion import Expansion
+from jaxmeta.analysis.taylor._mean_gradient import mean_gradient, sequence_gradient
+from jaxmeta.analysis.taylor._orderings import exact_orderings
 from jaxmeta.analysis.taylor._terms import LossFn, avg_grad_inner, gradient_agreement
-from jaxmeta.analysis.taylor._verify import sequence_gradient
 
 
 class Direction(NamedTuple):
@@ -92,7 +94,7 @@ def track_directions(
     >>> found = track_directions(
     ...     loss, jnp.ones(3), draw, plan, optax.sgd(0.1), jax.random.key(0), alpha=1e-3, steps=2, every=1
     ... )
-    >>> [point.step for point in found], round(found[0].share_grad, 1)
+    >>> [point.step for point in found], round(found[0].share_grad, 3)
     ([0, 1, 2], 1.0)
     """
     if not alpha > 0:
@@ -105,20 +107,24 @@ def track_directions(
         raise ValueError(f"draw must give {wanted} mini-batches or more, but gives {given}")
     train_key, probe_key = jax.random.split(key)
     probe_batches = jax.vmap(draw)(jax.random.split(probe_key, probes))
-    update = functools.partial(_update, loss_fn, expansion, alpha)
+    rows = exact_orderings(given, max(expansion.batches) + 1, order=1)[:, list(expansion.batches)]
 
     @jax.jit
     def train(params: Any, state: Any, keys: jax.Array) -> tuple[Any, Any]:
         def step(carry: tuple[Any, Any], key: jax.Array) -> tuple[tuple[Any, Any], None]:
             params, state = carry
-            updates, state = optimizer.update(
-                update(params, jax.vmap(draw)(jax.random.split(key, tasks))), state, params
-            )
+            grads = _update(loss_fn, expansion, alpha, params, jax.vmap(draw)(jax.random.split(key, tasks)))
+            updates, state = optimizer.update(grads, state, params)
             return (optax.apply_updates(params, updates), state), None
 
         return jax.lax.scan(step, (params, state), keys)[0]
 
-    look = jax.jit(lambda params: _look(loss_fn, params, probe_batches, update(params, probe_batches)))
+    @jax.jit
+    def look(params: Any) -> dict[str, jax.Array]:
+        exact = functools.partial(mean_gradient, loss_fn, params, expansion=expansion, alpha=alpha, rows=rows)
+        update = jax.tree.map(lambda leaf: leaf.mean(0), jax.lax.map(lambda pool: exact(batches=pool), probe_batches))
+        return _look(loss_fn, params, probe_batches, update)
+
     keys, state, found = jax.random.split(train_key, steps), optimizer.init(params), []
     for first in range(0, steps + 1, every):
         found.append(_decompose(first, alpha, jax.device_get(look(params))))
@@ -128,7 +134,7 @@ def track_directions(
 
 
 def _update(loss_fn: LossFn, expansion: Expansion, alpha: float, params: Any, batches: Any) -> Any:
-    """The method's mean update over tasks `[tasks, n, ...]`."""
+    """The method's mean update over tasks `[tasks, n, ...]`, their mini-batches in the order given."""
     rates, order = jnp.asarray(expansion.rates), np.array(expansion.batches)
 
     def one(batches: Any) -> Any:

@@ -60,8 +60,8 @@ class Expansion(NamedTuple):
 
     Attributes:
         method: `"maml"`, `"fomaml"` or `"reptile"`.
-        batches: which mini-batch each step sees, numbered from 0; for MAML and first-order MAML the last is the test
-            batch.
+        batches: which mini-batch each step sees, numbered from 0 as they appear; for MAML and first-order MAML the last
+            is the test batch.
         rates: r_i, each adaptation step's rate in units of alpha.
         scale: what the gradient is multiplied by; 1 but for normalised Reptile.
         coefficients: of each word, times alpha to the power of its order.
@@ -144,9 +144,11 @@ def expansion(
         raise ValueError(f"normalised=True divides Reptile by k, but method={method!r}")
     tested = method != "reptile"
     total = k + 1 if tested and test_batch == "separate" else k
-    labels = tuple(range(total)) if batches is None else tuple(batches)
-    if len(labels) != total:
-        raise ValueError(f"batches must name {total} mini-batches for k={k}, but names {len(labels)}: {labels}")
+    given = tuple(range(total)) if batches is None else tuple(batches)
+    if len(given) != total:
+        raise ValueError(f"batches must name {total} mini-batches for k={k}, but names {len(given)}: {given}")
+    numbers: dict[int, int] = {}
+    labels = tuple(numbers.setdefault(batch, len(numbers)) for batch in given)
     steps = total - tested
     speeds = (1.0,) * steps if rates is None else tuple(float(rate) for rate in rates)
     if len(speeds) != steps or not all(rate > 0 for rate in speeds):

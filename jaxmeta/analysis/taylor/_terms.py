@@ -151,7 +151,7 @@ def terms(loss_fn: LossFn, params: Any, batches: Any, *, order: int = 1) -> dict
     >>> pool = (jnp.array([1.0, 1.5]), jnp.array([1.0, -2.0]))
     >>> found = terms(lambda w, b: b[0] * (w - b[1]) ** 2, jnp.array(0.0), pool, order=2)
     >>> {word: float(value) for word, value in found.items() if word.startswith("H")}
-    {'Hg:ab': 3.0, 'Hg:aa': 7.0, 'HHg:aab': 3.0, 'HHg:aba': 6.0, 'HHg:abb': 15.0, 'HHg:aaa': 23.0}
+    {'Hg:ab': 3.0, 'Hg:aa': 7.0, 'HHg:aab': 3.0, 'HHg:aba': 12.0, 'HHg:abb': 12.0, 'HHg:aaa': 23.0}
     """
     n = pool_length(batches)
     if order not in (0, 1, 2):

@@ -19,18 +19,14 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.flatten_util import ravel_pytree
 
-from jaxmeta.analysis.taylor._expansion import WORDS, Expansion, Method
+from jaxmeta.analysis.taylor._expansion import WORDS, Expansion
+from jaxmeta.analysis.taylor._mean_gradient import mean_gradient
 from jaxmeta.analysis.taylor._orderings import exact_orderings
 from jaxmeta.analysis.taylor._terms import LossFn, pool_length, terms
-from jaxmeta.episode import Episode
-from jaxmeta.learner import choose_chunk, sum_over_chunks
-from jaxmeta.optimization import fomaml_grad, maml_grad, reptile_grad
 
 _POINTS, _DEGREE = 6, 5
-_BLOCK = 8  # steps of rate 0 are put first until there are as many: one compiled program then serves k = 1 .. 8
 _EPS = 8 * np.finfo(np.float64).eps
 _SEEN = 100  # what is to be told from rounding is so many times larger
 _CURVED = 0.25  # an order is told from the next where the next is smaller than this share of it
@@ -106,8 +102,8 @@ def verify_expansion(
         loss_fn: `(params, batch) -> scalar`, smooth near `params`: with kinks, as of ReLU, alpha must be so small that
             none is crossed.
         params: where, any pytree of float64 arrays.
-        batches: the pool of one task's mini-batches, every array `[n, ...]`. Averages are over all its orderings; up to
-            150 of them one by one, else over few that average alike, for which n is to be a `pool_size`.
+        batches: the pool of one task's mini-batches, every array `[n, ...]`. With n a `pool_size`, few orderings
+            average like all.
         expansion: what is predicted.
         alphas: inner rates, at least four; None for six, each half the one before, from where each predicted order is
             at most `size` of the one below it.
@@ -133,11 +129,11 @@ def verify_expansion(
     (True, [3.0, -3.0, 0.0])
     """
     _check_inputs(params, batches, expansion, alphas, order)
-    losses = np.asarray(jax.jit(jax.vmap(loss_fn, (None, 0)))(params, batches))
+    losses, found = _losses_and_terms(loss_fn, params, batches, order)
     if not np.isfinite(losses).all():
         bad = int(np.argmin(np.isfinite(losses)))
         raise FloatingPointError(f"the loss of mini-batch {bad} is {losses[bad]} at params")
-    means = {word: _flat(mean) for word, mean in _terms(loss_fn, params, batches, order).items()}
+    means = {word: _flat(mean) for word, mean in found.items()}
     if not np.linalg.norm(means["g"]) > 0:
         raise ValueError("AvgGrad is zero at params, so nothing can be measured against it: choose other params")
     predicted = [_predicted(expansion, means, words) for words in WORDS[: order + 1]]
@@ -148,67 +144,9 @@ def verify_expansion(
     return _judge(expansion, means, predicted, rates, sweep, len(chosen), tolerance)
 
 
-def mean_gradient(loss_fn: LossFn, params: Any, batches: Any, expansion: Expansion, alpha: Any, rows: Any) -> Any:
-    """A method's meta-gradient at one alpha, averaged over orderings.
-
-    Args:
-        loss_fn: `(params, batch) -> scalar`.
-        params: where.
-        batches: the pool, every array `[n, ...]`.
-        expansion: names the method, its rates and its scale.
-        alpha: the inner rate.
-        rows: which of the pool each step sees, `[orderings, k]`.
-
-    Returns:
-        A pytree like `params`.
-
-    >>> from jaxmeta.analysis.taylor import expansion, orderings
-    >>> pool, loss = (jnp.array([1.0, 1.5]), jnp.array([1.0, -2.0])), lambda w, b: b[0] * (w - b[1]) ** 2
-    >>> forward = orderings(2, 2)[:1]  # L_1, then L_2
-    >>> plans = [expansion(method, 2) for method in ("maml", "fomaml", "reptile")]
-    >>> [round(float(mean_gradient(loss, jnp.array(0.0), pool, plan, 0.1, forward)), 4) for plan in plans]
-    [5.28, 6.6, 4.6]
-    """
-    rates = np.array(expansion.rates)
-    idle = -len(rates) % _BLOCK or (_BLOCK if not len(rates) else 0)
-    rates = jnp.asarray(np.concatenate([np.zeros(idle), rates]))
-    rows = jnp.asarray(np.pad(np.asarray(rows), ((0, 0), (idle, 0)), mode="edge"))
-    return jax.tree.map(
-        lambda leaf: expansion.scale * leaf, _mean(loss_fn, expansion.method, params, batches, rows, rates, alpha)
-    )
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _mean(
-    loss_fn: LossFn, method: Method, params: Any, batches: Any, rows: jax.Array, rates: jax.Array, alpha: jax.Array
-) -> Any:
-    def one(row: jax.Array) -> Any:
-        return sequence_gradient(loss_fn, method, params, jax.tree.map(lambda leaf: leaf[row], batches), rates, alpha)
-
-    chunk = choose_chunk(len(rows), one, rows[0])
-    total = sum_over_chunks(lambda part: jax.tree.map(lambda leaf: leaf.sum(0), jax.vmap(one)(part)), rows, chunk)
-    return jax.tree.map(lambda leaf: leaf / len(rows), total)
-
-
-def sequence_gradient(loss_fn: LossFn, method: Method, params: Any, sequence: Any, rates: jax.Array, alpha: Any) -> Any:
-    """The library's own estimator of one sequence of mini-batches `[k, ...]`, with a rate for each adaptation step."""
-    inner = optax.sgd(lambda count: alpha * rates[count])
-    settings = {"optimizer": inner, "steps": len(rates), "minibatched": True}
-    start = jax.tree.map(jnp.zeros_like, params)
-
-    def away(step: Any, batch: Any) -> jax.Array:
-        """The loss as a function of the way from params, so that Reptile's displacement keeps all its digits."""
-        return loss_fn(jax.tree.map(jnp.add, params, step), batch)
-
-    if method == "reptile":
-        return reptile_grad(away, start, sequence, inner_lr=alpha, **settings)[0]
-    task = Episode(*(jax.tree.map(lambda leaf, part=part: leaf[part], sequence) for part in (slice(-1), -1)))
-    return (maml_grad if method == "maml" else fomaml_grad)(away, start, task, **settings)[0]
-
-
 @functools.partial(jax.jit, static_argnums=(0, 3))
-def _terms(loss_fn: LossFn, params: Any, batches: Any, order: int) -> dict[str, Any]:
-    return terms(loss_fn, params, batches, order=order)
+def _losses_and_terms(loss_fn: LossFn, params: Any, batches: Any, order: int) -> tuple[jax.Array, dict[str, Any]]:
+    return jax.vmap(loss_fn, (None, 0))(params, batches), terms(loss_fn, params, batches, order=order)
 
 
 def _measure(
