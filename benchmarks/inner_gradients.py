@@ -119,19 +119,13 @@ def train(setup: Setup, curve: Curve, checkpoints: Sequence[int]) -> list[Any]:
     def seed_run(data: Any, params: Any, root: jax.Array, first: jax.Array, last: jax.Array) -> Any:
         return jax.lax.fori_loop(first, last, lambda index, params: outer(data, params, index, root), params)
 
-    mesh = task_mesh(setup.seeds)
-
-    @jax.jit
-    @functools.partial(
-        jax.shard_map,
-        mesh=mesh,
-        in_specs=(P(), P("tasks"), P("tasks"), P(), P()),
-        out_specs=P("tasks"),
-        check_vma=False,
-    )
-    def run(data: Any, params: Any, roots: jax.Array, first: jax.Array, last: jax.Array) -> Any:
+    def all_runs(data: Any, params: Any, roots: jax.Array, first: jax.Array, last: jax.Array) -> Any:
         return jax.lax.map(lambda item: seed_run(data, *item, first, last), (params, roots))
 
+    specs = (P(), P("tasks"), P("tasks"), P(), P())
+    run = jax.jit(
+        jax.shard_map(all_runs, mesh=task_mesh(setup.seeds), in_specs=specs, out_specs=P("tasks"), check_vma=False)
+    )
     keys = jax.vmap(jax.random.key)(jnp.arange(setup.seeds))
     images = setup.train.sample(setup.train.data, jax.random.key(0)).support.x
     params = jax.vmap(lambda key: setup.model.init(key, images))(keys)

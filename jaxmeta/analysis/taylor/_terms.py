@@ -156,40 +156,26 @@ def terms(loss_fn: LossFn, params: Any, batches: Any, *, order: int = 1) -> dict
     n = pool_length(batches)
     if order not in (0, 1, 2):
         raise ValueError(f"order must be 0, 1 or 2, but is {order}")
-    grads = jax.vmap(jax.grad(loss_fn), (None, 0))(params, batches)
-    found = {"g": jax.tree.map(lambda leaf: leaf.mean(0), grads)}
+    found = {"g": avg_grad(loss_fn, params, batches)}
     if order >= 1:
-        products = _all_pairs(loss_fn, params, batches, grads, n)
-        found |= _first_order(products, n)
+        found["Hg:aa"] = self_term(loss_fn, params, batches)
+    if order >= 1 and n > 1:
+        found["Hg:ab"] = avg_grad_inner(loss_fn, params, batches)
     if order == 2:
-        found |= _second_order(loss_fn, params, batches, grads, products, n)
-    return {
-        word: found[word] for words in WORDS[: order + 1] for word in words if len(set(word[-3:]) & set("abc")) <= n
-    }
+        found |= _second_order(loss_fn, params, batches, n)
+    return {word: found[word] for words in WORDS[: order + 1] for word in words if word in found}
 
 
-def _all_pairs(loss_fn: LossFn, params: Any, batches: Any, grads: Any, n: int) -> Any:
-    """H_a G_b for every a and b, `[n, n, ...]`."""
-    del n
+def _second_order(loss_fn: LossFn, params: Any, batches: Any, n: int) -> dict[str, Any]:
+    """Sums over equal and different batches, batch a by batch a: both kinds are linear in what they are applied to."""
+    grads = jax.vmap(jax.grad(loss_fn), (None, 0))(params, batches)
+    total = jax.tree.map(lambda leaf: leaf.sum(0), grads)
 
-    def row(batch: Any) -> Any:
+    def products_of(batch: Any) -> Any:
         _, product = jax.linearize(lambda p: jax.grad(loss_fn)(p, batch), params)
         return jax.vmap(product)(grads)
 
-    return jax.lax.map(row, batches)
-
-
-def _first_order(products: Any, n: int) -> dict[str, Any]:
-    same = jax.tree.map(lambda leaf: jnp.einsum("aa...->...", leaf) / n, products)
-    found = {"Hg:aa": same}
-    if n > 1:
-        found["Hg:ab"] = jax.tree.map(lambda leaf, s: (leaf.sum((0, 1)) - n * s) / (n * (n - 1)), products, same)
-    return found
-
-
-def _second_order(loss_fn: LossFn, params: Any, batches: Any, grads: Any, products: Any, n: int) -> dict[str, Any]:
-    """Sums over equal and different batches, batch a by batch a: both kinds are linear in what they are applied to."""
-    total = jax.tree.map(lambda leaf: leaf.sum(0), grads)
+    products = jax.lax.map(products_of, batches)  # H_a G_b, [n, n, ...]
     diagonal = jax.tree.map(lambda leaf: jnp.einsum("aa...->a...", leaf), products)
 
     def of(a: jax.Array) -> dict[str, Any]:
