@@ -67,6 +67,7 @@ def main(arguments: Arguments) -> None:
         write("gradient_combinations", report_of(setup, rows, arguments.episodes))  # as far as it has come
     for pair in report_of(setup, rows, arguments.episodes)["ordering"]:
         print(f"{pair['better']:>12} - {pair['worse']:12}{100 * pair['mean']:>7.2f} ± {100 * pair['interval']:.2f}")
+    print(report_of(setup, rows, arguments.episodes)["finding"])
     plot(rows)
 
 
@@ -77,8 +78,14 @@ def report_of(setup: Setup, rows: list[dict[str, Any]], episodes: int) -> dict[s
         for worse, better in ORDERING
         if {worse, better} <= by_name.keys()
     ]
+    agree = [pair for pair in ordering if pair["mean"] > 0]
+    clear = [pair for pair in agree if pair["mean"] > pair["interval"]]
+    finding = (
+        f"Of {len(ordering)} comparisons in the paper's figure, {len(agree)} come out as there, {len(clear)} of them "
+        "beyond the 95 % interval over seeds."
+    )
     command = "python benchmarks/gradient_combinations.py"
-    return {"command": command, **settings(setup, episodes), "rows": rows, "ordering": ordering}
+    return {"command": command, "finding": finding, **settings(setup, episodes), "rows": rows, "ordering": ordering}
 
 
 def plot(rows: list[dict[str, Any]]) -> None:
