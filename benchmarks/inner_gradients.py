@@ -120,7 +120,7 @@ def train(setup: Setup, curve: Curve, checkpoints: Sequence[int]) -> list[Any]:
         return jax.lax.fori_loop(first, last, lambda index, params: outer(data, params, index, root), params)
 
     def all_runs(data: Any, params: Any, roots: jax.Array, first: jax.Array, last: jax.Array) -> Any:
-        return jax.lax.map(lambda item: seed_run(data, *item, first, last), (params, roots))
+        return jax.lax.map(lambda item: seed_run(data, item[0], item[1], first, last), (params, roots))
 
     specs = (P(), P("tasks"), P("tasks"), P(), P())
     run = jax.jit(

@@ -75,7 +75,6 @@ def _problem(command: Taylor, dataset: str) -> tuple[Callable[..., Any], Any, An
 
     from jaxmeta import Batch, losses, nn, tasks
     from jaxmeta.analysis.taylor import pool_size
-    from jaxmeta.learner import Model
 
     n = pool_size(max(*command.k, 3), strength=command.order + 1)
     init_key, task_key = jax.random.split(jax.random.key(command.seed))
@@ -90,7 +89,7 @@ def _problem(command: Taylor, dataset: str) -> tuple[Callable[..., Any], Any, An
     else:  # class by class: mini-batch i has the i-th image of each
         batches = jax.tree.map(lambda leaf: leaf.reshape(command.ways, n, *leaf.shape[1:]).swapaxes(0, 1), support)
     outputs = 1 if dataset == "sinusoid" else command.ways
-    model: Model
+    model: Any
     if command.model == "mlp":
         model = nn.MLP((40, 40), outputs, activation=jnp.tanh)
     else:
