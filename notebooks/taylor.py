@@ -142,7 +142,7 @@ for name, plan in cases.items():
     verdict = taylor.verify_expansion(loss_fn, params, batches, plan)
     print(
         f"{name:32}{verdict.coefficients[0].measured:>12.6f}"
-        + "".join(f"{c.measured + 0.0:>13.6f}" for c in verdict.coefficients[1:])
+        + "".join(f"{round(c.measured, 6) + 0.0:>13.6f}" for c in verdict.coefficients[1:])
     )
 
 # %% [markdown]
@@ -153,7 +153,7 @@ for name, plan in cases.items():
 # start alike, see the same tasks, and move by $\mathrm{AvgGrad}$ times the same number, so Reptile is divided by $k$.
 
 # %%
-K, ALPHA = 4, 0.3
+K, ALPHA = 4, 0.1
 runs = {
     "joint training": (taylor.expansion("fomaml", 1), 0.5),
     "MAML": (taylor.expansion("maml", K), 0.5),

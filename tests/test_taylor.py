@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.flatten_util import ravel_pytree
 
 from jaxmeta import nn
 from jaxmeta.analysis import nearest_solution, projection_angles, taylor
@@ -60,20 +59,17 @@ def test_averages_over_few_orderings_are_those_over_all(n: int, k: int, strength
 def test_terms_are_the_means_they_name() -> None:
     """Against Hessians and third derivatives formed whole, for every choice of batches."""
     loss, w, pool = small_problem(4)
-    grads, hessians, thirds = [], [], []
-    for i in range(4):
-        f = lambda w, i=i: loss(w, picked(pool, i))  # noqa: E731
-        grads.append(jax.grad(f)(w))
-        hessians.append(jax.hessian(f)(w))
-        thirds.append(jax.jacfwd(jax.hessian(f))(w))
+    derivatives = (jax.grad(loss), jax.hessian(loss), jax.jacfwd(jax.hessian(loss)))
+    grads, hessians, thirds = (np.asarray(jax.jit(jax.vmap(f, (None, 0)))(w, pool)) for f in derivatives)
     sums = collections.defaultdict(list)
     for a, b in itertools.product(range(4), repeat=2):
         sums[word_of("Hg", a, b)].append(hessians[a] @ grads[b])
     for a, b, c in itertools.product(range(4), repeat=3):
         sums[word_of("HHg", a, b, c)].append(hessians[a] @ hessians[b] @ grads[c])
         sums[word_of("T", a, b, c)].append(thirds[a] @ grads[b] @ grads[c])
-    found = taylor.terms(loss, w, pool, order=2)
-    assert list(found) == [word for words in WORDS for word in words]
+    found = jax.jit(lambda w: taylor.terms(loss, w, pool, order=2))(w)
+    found = {word: found[word] for words in WORDS for word in words}
+    assert len(found) == 12
     np.testing.assert_allclose(found["g"], np.mean(grads, 0), rtol=1e-12)
     for word, values in sums.items():
         np.testing.assert_allclose(found[word], np.mean(values, 0), rtol=1e-11, atol=1e-11, err_msg=word)
@@ -81,17 +77,23 @@ def test_terms_are_the_means_they_name() -> None:
 
 def test_both_forms_of_avg_grad_inner_are_one_on_any_pytree() -> None:
     loss, params, batches = network_problem(nn.MLP((6,), 3, activation=jnp.tanh), (4,), 5, n=4)
-    forms = [taylor.avg_grad_inner(loss, params, batches, form=form) for form in ("hessian", "agreement")]
-    assert_trees_close(*forms, rtol=1e-10, atol=1e-14)
-    grads = [jax.grad(loss)(params, picked(batches, i)) for i in range(4)]
-    pairs = [(a, b) for a in range(4) for b in range(4) if a != b]
-    products = [
-        jax.jvp(jax.grad(lambda p, a=a: loss(p, picked(batches, a))), (params,), (grads[b],))[1] for a, b in pairs
-    ]
-    mean = jax.tree.map(lambda *leaves: sum(leaves) / len(pairs), *products)
-    assert_trees_close(forms[0], mean, rtol=1e-9, atol=1e-13)
-    squares = lambda p: sum(jnp.sum(ravel_pytree(jax.grad(loss)(p, picked(batches, i)))[0] ** 2) for i in range(4)) / 8  # noqa: E731
-    assert_trees_close(taylor.self_term(loss, params, batches), jax.grad(squares)(params), rtol=1e-9, atol=1e-13)
+
+    @jax.jit
+    def pairs(params):
+        """E[H_a G_b] over a != b, and E[H_a G_a], pair by pair."""
+        grads = [jax.grad(loss)(params, picked(batches, i)) for i in range(4)]
+        product = lambda a, b: jax.jvp(lambda p: jax.grad(loss)(p, picked(batches, a)), (params,), (grads[b],))[1]  # noqa: E731
+        mean = lambda chosen: jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *[product(*c) for c in chosen])  # noqa: E731
+        return mean(itertools.permutations(range(4), 2)), mean((i, i) for i in range(4))
+
+    @jax.jit
+    def ours(params):
+        forms = [taylor.avg_grad_inner(loss, params, batches, form=form) for form in ("hessian", "agreement")]
+        return (*forms, taylor.self_term(loss, params, batches))
+
+    inner, own = pairs(params)
+    for found, expected in zip(ours(params), (inner, inner, own), strict=True):
+        assert_trees_close(found, expected, rtol=1e-9, atol=1e-13)
 
 
 # Coefficients.
@@ -203,7 +205,7 @@ def test_reptile_goes_straight_to_the_nearest_solution() -> None:
     angles = projection_angles(a, b, w, inner_lr=alpha, steps=200)
     for k in (1, 2, 10, 50):
         went = v.T @ ((1 - (1 - alpha * s**2 / 3) ** k) * (v @ way))
-        cosine = went @ way / np.linalg.norm(went) / np.linalg.norm(way)
+        cosine = float(went @ way / np.linalg.norm(went) / np.linalg.norm(way))
         assert float(jnp.cos(angles[k - 1])) == pytest.approx(cosine, abs=1e-10)
     assert (np.diff(angles) < 0).all()
     assert float(angles[-1]) < 1e-3 < float(angles[0])

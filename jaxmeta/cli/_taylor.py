@@ -89,14 +89,17 @@ def _problem(command: Taylor, dataset: str) -> tuple[Callable[..., Any], Any, An
     else:  # class by class: mini-batch i has the i-th image of each
         batches = jax.tree.map(lambda leaf: leaf.reshape(command.ways, n, *leaf.shape[1:]).swapaxes(0, 1), support)
     outputs = 1 if dataset == "sinusoid" else command.ways
-    model: Any
     if command.model == "mlp":
         model = nn.MLP((40, 40), outputs, activation=jnp.tanh)
     else:
         model = nn.Conv4(outputs, features=command.features, pool="stride", readout="flatten")
     loss = losses.mean_squared_error if dataset == "sinusoid" else losses.cross_entropy
     params = model.init(init_key, batches.x[0])
-    return lambda p, batch: loss(model.apply(p, batch.x), batch.y), params, Batch(*batches)
+    return _loss_fn(model, loss), params, Batch(*batches)
+
+
+def _loss_fn(model: Any, loss: Callable[..., Any]) -> Callable[[Any, Any], Any]:
+    return lambda params, batch: loss(model.apply(params, batch.x), batch.y)
 
 
 def _widened(leaf: Any) -> Any:

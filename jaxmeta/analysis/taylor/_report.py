@@ -24,7 +24,7 @@ def table(verdicts: Sequence[Verdict]) -> str:
         cells = []
         for word, width in (("g", 9), ("Hg:ab", 14)):
             found = [c for c in verdict.coefficients if c.word == word]
-            shown = [(f"{c.predicted:g}", f"{c.measured + 0.0:.8f} ± {c.uncertainty:.0e}") for c in found]
+            shown = [(f"{c.predicted:g}", f"{round(c.measured, 8) + 0.0:.8f} ± {c.uncertainty:.0e}") for c in found]
             predicted, measured = shown[0] if shown else ("-", "-")
             cells.append(f"{predicted:>{width}}{measured:>{22 if word == 'g' else 24}}")
         slopes = ", ".join("-" if np.isinf(slope) else f"{slope:.3f}" for slope in verdict.slopes)

@@ -27,8 +27,9 @@ from jaxmeta.analysis.taylor._orderings import exact_orderings
 from jaxmeta.analysis.taylor._terms import LossFn, pool_length, terms
 
 _POINTS, _DEGREE = 6, 5
-_EPS = 8 * np.finfo(np.float64).eps
-_SEEN = 100  # what is to be told from rounding is so many times larger
+_EPS = 4 * np.finfo(np.float64).eps
+_SEEN = 30  # what is to be told from rounding is so many times larger
+_TRIES, _SHRINK = 4, 1 / 3  # of alpha, where it is chosen here and too large
 _CURVED = 0.25  # an order is told from the next where the next is smaller than this share of it
 _SLOPE_TOLERANCE = 0.05
 
@@ -106,7 +107,7 @@ def verify_expansion(
             average like all.
         expansion: what is predicted.
         alphas: inner rates, at least four; None for six, each half the one before, from where each predicted order is
-            at most `size` of the one below it.
+            at most `size` of the one below it, or where that is too large, from a third of it, a ninth, or a 27th.
         order: up to which the prediction is compared; 2 differentiates the loss three times.
         size: see `alphas`. For losses with kinks, such as ReLU's, 1e-5.
         tolerance: how far a coefficient may be off.
@@ -137,11 +138,21 @@ def verify_expansion(
     if not np.linalg.norm(means["g"]) > 0:
         raise ValueError("AvgGrad is zero at params, so nothing can be measured against it: choose other params")
     predicted = [_predicted(expansion, means, words) for words in WORDS[: order + 1]]
-    rates = np.sort(_ladder(predicted, means, size) if alphas is None else np.array(alphas, np.float64))[::-1]
     chosen = exact_orderings(pool_length(batches), len(set(expansion.batches)), order)
     rows = jnp.asarray(chosen[:, list(expansion.batches)])
-    sweep = np.stack([_measure(loss_fn, expansion, params, batches, rows, alpha) for alpha in rates])
-    return _judge(expansion, means, predicted, rates, sweep, len(chosen), tolerance)
+
+    def sweep(rates: np.ndarray) -> Verdict:
+        found = np.stack([_measure(loss_fn, expansion, params, batches, rows, alpha) for alpha in rates])
+        return _judge(expansion, means, predicted, rates, found, len(chosen), tolerance)
+
+    if alphas is not None:
+        return sweep(np.sort(np.array(alphas, np.float64))[::-1])
+    ladder = _ladder(predicted, means, size)
+    verdict = sweep(ladder)
+    for attempt in range(1, _TRIES):
+        if verdict.range == "too large":
+            verdict = sweep(ladder * _SHRINK**attempt)
+    return verdict
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
