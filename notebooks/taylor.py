@@ -198,6 +198,12 @@ for run, path in paths.items():
     print(f"{run:20}{shares}{a.cosine_agreement:>12.4f} -> {b.cosine_agreement:.4f}")
 
 # %% [markdown]
+# Reptile's update stays what its first two terms say; MAML's and first-order MAML's start so and leave it, as
+# parameters come to where losses bend more within one inner rate. Both raise the agreement of mini-batch gradients, at
+# the price of the loss before adaptation; joint training does not, and Reptile, with half of first-order MAML's share
+# of $\mathrm{AvgGradInner}$, hardly.
+
+# %% [markdown]
 # ## Reptile, seen from the solutions
 #
 # The other view of Reptile: tasks have manifolds of solutions, and Reptile descends the mean squared distance to them.
