@@ -1,9 +1,19 @@
 """Meta-learning in JAX with exact second-order gradients."""
 
-from jaxmeta import analysis, losses, nn, optimization, tasks
+from jaxmeta import analysis, losses, metric, nn, optimization, tasks
 from jaxmeta.episode import Batch, Episode, check_episode
 from jaxmeta.inner import Adapted, adapt, clip_by_global_norm, mask_by_path, minibatches
-from jaxmeta.learner import Carried, MetaLearner, Model, Replacement, batch_meta_grad, descended, outer_step
+from jaxmeta.learner import (
+    Carried,
+    Comparison,
+    MetaLearner,
+    Model,
+    Replacement,
+    batch_meta_grad,
+    descended,
+    outer_step,
+)
+from jaxmeta.metric import matching, matching_fce, prototypical, prototypical_zero_shot, relation, siamese
 from jaxmeta.optimization import (
     anil,
     boil,
@@ -21,7 +31,7 @@ from jaxmeta.optimization import (
     truncated_maml,
     truncated_maml_grad,
 )
-from jaxmeta.training import Evaluation, FitResult, evaluate, fit
+from jaxmeta.training import Evaluation, FitResult, evaluate, evaluate_runs, fit
 
 __version__ = "0.1.0"
 
@@ -29,6 +39,7 @@ __all__ = [
     "Adapted",
     "Batch",
     "Carried",
+    "Comparison",
     "Episode",
     "Evaluation",
     "FitResult",
@@ -44,6 +55,7 @@ __all__ = [
     "clip_by_global_norm",
     "descended",
     "evaluate",
+    "evaluate_runs",
     "fit",
     "fomaml",
     "fomaml_grad",
@@ -54,14 +66,21 @@ __all__ = [
     "maml_grad",
     "maml_pp",
     "mask_by_path",
+    "matching",
+    "matching_fce",
     "meta_sgd",
     "meta_sgd_grad",
+    "metric",
     "minibatches",
     "nn",
     "optimization",
     "outer_step",
+    "prototypical",
+    "prototypical_zero_shot",
+    "relation",
     "reptile",
     "reptile_grad",
+    "siamese",
     "tasks",
     "truncated_maml",
     "truncated_maml_grad",

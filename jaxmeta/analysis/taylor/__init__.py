@@ -7,7 +7,8 @@ from jaxmeta.analysis.taylor._monte_carlo import Estimate, estimate_terms
 from jaxmeta.analysis.taylor._orderings import orderings, pool_size
 from jaxmeta.analysis.taylor._report import plot_verdicts, summary, table
 from jaxmeta.analysis.taylor._terms import avg_grad, avg_grad_inner, gradient_agreement, self_term, terms
-from jaxmeta.analysis.taylor._verify import Coefficient, Verdict, verify_expansion
+from jaxmeta.analysis.taylor._verdict import Coefficient, Verdict
+from jaxmeta.analysis.taylor._verify import verify_expansion
 
 __all__ = [
     "Coefficient",

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxmeta.analysis.taylor._verify import Verdict
+from jaxmeta.analysis.taylor._verdict import Verdict
 
 _NAMES = {"g": "AvgGrad", "Hg:ab": "AvgGradInner", "Hg:aa": "Self"}
 _METHODS = ("maml", "fomaml", "reptile")
