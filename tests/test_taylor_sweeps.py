@@ -202,6 +202,8 @@ def test_what_cannot_be_verified_is_named() -> None:
         verify(w=w.astype(jnp.float32))
     with pytest.raises(ValueError, match="order must be 1 or 2, but is 3"):
         verify(order=3)
+    with pytest.raises(ValueError, match="size must lie between 0 and 1, but is 0"):
+        verify(size=0.0)
     with pytest.raises(FloatingPointError, match="the loss of mini-batch 1 is nan at params"):
         verify(pool=(pool[0], pool[1].at[1].set(jnp.nan), pool[2]))
     with pytest.raises(FloatingPointError, match="the mean gradient of maml is not finite at alpha"):

@@ -110,7 +110,9 @@ def judge(
         if not abs(c.error) <= tolerance:
             reasons.append(f"{c.word}: predicted {c.predicted:g}, measured {c.measured:.6g} ± {c.uncertainty:.1g}")
     for order, slope in enumerate(slopes):
-        if not (slope == np.inf or abs(slope - order - 1) <= _SLOPE_TOLERANCE):
+        if np.isnan(slope):
+            reasons.append(f"what is left after order {order} stands out of rounding at too few alphas for a slope")
+        elif not (slope == np.inf or abs(slope - order - 1) <= _SLOPE_TOLERANCE):
             reasons.append(f"what is left after order {order} falls like alpha^{slope:.2f}, not alpha^{order + 1}")
     scale = np.linalg.norm(fits[0].vectors[0])
     return Verdict(

@@ -56,7 +56,7 @@ def verify_expansion(
     Raises:
         TypeError: `params` are not all float64.
         ValueError: the pool has fewer mini-batches than the expansion names, an alpha is not positive, there are fewer
-            than four, `order` is neither 1 nor 2, or AvgGrad is zero.
+            than four, `order` is neither 1 nor 2, `size` is out of range, or AvgGrad is zero.
         FloatingPointError: a loss or a gradient is not finite.
 
     >>> from jaxmeta.analysis.taylor import expansion
@@ -67,7 +67,7 @@ def verify_expansion(
     >>> verdict.accepted, [round(c.measured, 6) + 0.0 for c in verdict.coefficients]
     (True, [3.0, -3.0, 0.0])
     """
-    _check_inputs(params, batches, expansion, alphas, order)
+    _check_inputs(params, batches, expansion, alphas, order, size)
     losses, found = _losses_and_terms(loss_fn, params, batches, order)
     if not np.isfinite(losses).all():
         bad = int(np.argmin(np.isfinite(losses)))
@@ -120,12 +120,16 @@ def _ladder(predicted: list[np.ndarray], means: dict[str, np.ndarray], size: flo
     return size / (max(ratios, default=curvature) or 1.0) * 0.5 ** np.arange(_POINTS)
 
 
-def _check_inputs(params: Any, batches: Any, expansion: Expansion, alphas: Sequence[float] | None, order: int) -> None:
+def _check_inputs(
+    params: Any, batches: Any, expansion: Expansion, alphas: Sequence[float] | None, order: int, size: float
+) -> None:
     n, wanted = pool_length(batches), len(set(expansion.batches))
     if n < wanted:
         raise ValueError(f"k={expansion.k} wants {wanted} different mini-batches, but batches holds {n}")
     if order not in (1, 2):
         raise ValueError(f"order must be 1 or 2, but is {order}")
+    if not 0 < size < 1:
+        raise ValueError(f"size must lie between 0 and 1, but is {size}")
     if alphas is not None and not all(alpha > 0 for alpha in alphas):
         raise ValueError(f"alphas must be positive, but are {list(alphas)}")
     if alphas is not None and len(set(alphas)) < 4:
