@@ -193,7 +193,7 @@ def batch_meta_grad(
     """Mean meta-gradient and metrics over a meta-batch of episodes.
 
     Tasks are divided among devices, and each device takes its own `chunk` at a time: `jax.vmap` inside a chunk,
-    `jax.lax.scan` over chunks, with the gradients summed inside the loop, so memory does not grow with the number
+    a loop over chunks, with the gradients summed inside it, so memory does not grow with the number
     of chunks. `chunk` and `devices` change what the gradient costs, never what it is.
 
     Args:
@@ -232,7 +232,13 @@ def batch_meta_grad(
 
     def chunk_sum(params: Params, part: tuple[Episode, jax.Array]) -> tuple[Params, Metrics]:
         results = jax.vmap(learner.meta_grad, in_axes=(None, 0, 0))(params, *part)
-        return jax.tree.map(lambda leaf: leaf.sum(0), results)
+        return jax.tree.map(lambda leaf: leaf.astype(_wide(leaf.dtype)).sum(0), results)
+
+    types = jax.eval_shape(learner.meta_grad, params, *one)
+
+    def narrow(mean: tuple[Params, Metrics]) -> tuple[Params, Metrics]:
+        floats = lambda leaf: jnp.issubdtype(leaf.dtype, jnp.floating)  # noqa: E731
+        return jax.tree.map(lambda leaf, like: leaf.astype(like.dtype) if floats(like) else leaf, mean, types)
 
     def share_mean(params: Params, parts: tuple[Episode, jax.Array]) -> tuple[Params, Metrics]:
         total = sum_over_chunks(functools.partial(chunk_sum, params), parts, chunk)
@@ -240,11 +246,15 @@ def batch_meta_grad(
         return jax.tree.map(lambda leaf: leaf / tasks, total)
 
     if mesh.size == 1:
-        return share_mean(params, parts)
+        return narrow(share_mean(params, parts))
     # check_vma=False: with the check, the inner gradients of replicated parameters would be summed over devices.
-    return jax.shard_map(share_mean, mesh=mesh, in_specs=(P(), P("tasks")), out_specs=P(), check_vma=False)(
-        params, parts
-    )
+    divided = jax.shard_map(share_mean, mesh=mesh, in_specs=(P(), P("tasks")), out_specs=P(), check_vma=False)
+    return narrow(divided(params, parts))
+
+
+def _wide(dtype: Any) -> Any:
+    """The type to add many numbers of a type in: with 16 bits, a sum would depend on how it is divided."""
+    return jnp.promote_types(dtype, jnp.float32) if jnp.issubdtype(dtype, jnp.floating) else dtype
 
 
 def sum_over_chunks(chunk_sum: Callable[[Any], Any], parts: Any, chunk: int) -> Any:

@@ -1,5 +1,7 @@
 """The one place where tasks are mapped: every strategy gives the same numbers."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import optax
 import pytest
 from helpers import assert_trees_close, to_float64
 
-from jaxmeta import batch_meta_grad, losses, maml, nn, tasks
+from jaxmeta import Batch, Episode, MetaLearner, batch_meta_grad, losses, maml, nn, tasks
 from jaxmeta._memory import peak_bytes
 from jaxmeta.learner import count_tasks, divide
 
@@ -38,6 +40,41 @@ def test_every_way_to_map_tasks_is_the_plain_loop(chunk, devices) -> None:
     expected = jax.tree.map(lambda *leaves: sum(leaves) / 6, *singles)
     found = jax.jit(lambda p, e: batch_meta_grad(LEARNER, p, e, key, chunk=chunk, devices=devices))(params, episodes)
     assert_trees_close(found, expected, rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.usefixtures("float64")
+def test_a_convolutional_network_gives_the_same_alone_mapped_and_divided() -> None:
+    """One task at a time it runs as convolutions, mapped as products: Conv4, a whole meta-gradient."""
+    model = nn.Conv4(3, features=2, pool="stride", readout="mean")
+    learner = maml(model, inner_optimizer=optax.sgd(0.1), steps=1)
+    x = jax.random.uniform(jax.random.key(0), (4, 2, 3, 16, 16, 1), jnp.float64)
+    labels = jnp.tile(jnp.arange(3), (4, 1))
+    episodes = Episode(Batch(x[:, 0], labels), Batch(x[:, 1], labels))
+    params = to_float64(model.init(jax.random.key(1), x[0, 0]))
+    found = [
+        jax.jit(functools.partial(batch_meta_grad, learner, chunk=chunk, devices=devices))(
+            params, episodes, jax.random.key(2)
+        )[0]
+        for chunk, devices in ((1, 1), (4, 1), (1, 2))
+    ]
+    scale = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(found[0]))
+    for other in found[1:]:
+        assert_trees_close(other, found[0], rtol=1e-10, atol=1e-10 * scale)
+
+
+def test_means_of_sixteen_bits_do_not_depend_on_the_chunk() -> None:
+    ones = MetaLearner(
+        init=lambda key, episode: jnp.zeros((), jnp.bfloat16),
+        meta_grad=lambda w, episode, key: (jnp.ones_like(w), {"loss": jnp.float16(1000.0)}),
+        predict=lambda w, support, query_x, key: query_x,
+    )
+    _, episodes = problem(512)
+    for chunk, devices in ((1, 1), (512, 1), (8, 2)):
+        grads, metrics = batch_meta_grad(
+            ones, jnp.zeros((), jnp.bfloat16), episodes, jax.random.key(0), chunk=chunk, devices=devices
+        )
+        assert (float(grads), grads.dtype) == (1.0, jnp.bfloat16)
+        assert (float(metrics["loss"]), metrics["loss"].dtype) == (1000.0, jnp.float16)
 
 
 def test_memory_does_not_grow_with_the_number_of_tasks() -> None:

@@ -1,5 +1,6 @@
 """Networks against parameter counts, and building blocks against JAX's and Flax's own."""
 
+import functools
 import itertools
 
 import chex
@@ -244,6 +245,69 @@ def test_batch_norm_of_a_constant_channel_is_finite_twice_over() -> None:
 def test_bad_input_is_named(make, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+LAYOUT = ("NHWC", "HWIO", "NHWC")
+
+
+def test_slices_of_sixteen_bit_images_are_added_in_more() -> None:
+    x, g = jnp.ones((300, 28, 28, 8), jnp.bfloat16), jnp.ones((300, 28, 28, 8), jnp.bfloat16)
+    w = jnp.zeros((3, 3, 8, 8), jnp.bfloat16)
+    product = jax.vjp(lambda w: nn.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=LAYOUT), w)[1](g)[0]
+    assert float(product[1, 1, 0, 0]) == pytest.approx(300 * 28 * 28, rel=4e-3)
+
+
+def test_one_kernel_for_all_stays_a_convolution_under_vmap() -> None:
+    x, w = jnp.ones((2, 3, 5, 5, 2)), jnp.ones((3, 3, 2, 4))
+    conv = lambda x, w: nn.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=LAYOUT)  # noqa: E731
+    mapped = jax.jit(jax.vmap(conv, (0, None)))
+    assert "stablehlo.convolution" in mapped.lower(x, w).as_text()
+    np.testing.assert_allclose(mapped(x, w), jnp.stack([conv(each, w) for each in x]), rtol=1e-6)
+
+
+def test_the_default_precision_reaches_the_convolution() -> None:
+    x, w = jnp.ones((1, 5, 5, 2)), jnp.ones((3, 3, 2, 4))
+    conv = lambda x, w: nn.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=LAYOUT)  # noqa: E731
+    with jax.default_matmul_precision("highest"):
+        assert "HIGHEST" in jax.jit(jax.grad(lambda w: conv(x, w).sum())).lower(w).as_text()
+
+
+def test_the_slices_are_the_cpu_s_alone() -> None:
+    x, w = jnp.ones((64, 28, 28, 16)), jnp.ones((3, 3, 16, 16))
+    conv = lambda x, w: nn.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=LAYOUT)  # noqa: E731
+    traced = jax.jit(jax.grad(lambda w: (conv(x, w) ** 2).sum())).trace(w)
+    loops = {where: "while" in traced.lower(lowering_platforms=(where,)).as_text() for where in ("cpu", "cuda", "tpu")}
+    assert loops == {"cpu": True, "cuda": False, "tpu": False}
+
+
+def test_inside_shard_map_a_shared_kernel_s_gradient_is_summed() -> None:
+    """With its check of what varies: images divided over devices, one kernel for all."""
+    mesh = jax.make_mesh((2,), ("d",), devices=jax.devices()[:2], axis_types=(jax.sharding.AxisType.Auto,))
+    x, w = jax.random.normal(jax.random.key(0), (2, 5, 5, 2)), jax.random.normal(jax.random.key(1), (3, 3, 2, 4))
+    spec = jax.sharding.PartitionSpec("d")
+
+    def total(conv, x, w):
+        def share(x, w):
+            value = jnp.sum(conv(x, w, (1, 1), "SAME", dimension_numbers=LAYOUT) ** 2)
+            return jax.lax.psum(value, "d")
+
+        return jax.shard_map(share, mesh=mesh, in_specs=(spec, jax.sharding.PartitionSpec()), out_specs=jax.P())(x, w)
+
+    ours, stock = (
+        jax.jit(jax.grad(functools.partial(total, conv), argnums=(0, 1)))(x, w)
+        for conv in (nn.conv_general_dilated, jax.lax.conv_general_dilated)
+    )
+    assert_trees_close(ours, stock, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("kernel", "strides"), [((3, 3, 5, 4), (1, 1)), ((3, 3, 2, 4), (1,)), ((3, 3, 4), (1, 1))])
+def test_a_convolution_s_errors_are_jax_s(kernel, strides) -> None:
+    told = []
+    for conv in (nn.conv_general_dilated, jax.lax.conv_general_dilated):
+        with pytest.raises((TypeError, ValueError)) as found:
+            conv(jnp.ones((1, 5, 5, 2)), jnp.ones(kernel), strides, "SAME", dimension_numbers=LAYOUT)
+        told.append(str(found.value))
+    assert told[0] == told[1]
 
 
 def test_conv4_adds_no_bias_that_its_normalisation_takes_away() -> None:

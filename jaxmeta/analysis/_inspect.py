@@ -115,7 +115,7 @@ def _convolution_warnings(params: dict[str, Any], *, looped: bool) -> Iterator[s
     remedy = "give flax.linen.Conv conv_general_dilated=jaxmeta.nn.conv_general_dilated"
     groups = max(params["feature_group_count"], params["batch_group_count"])
     if groups > 1:
-        yield f"a convolution in {groups} groups, as jax.vmap makes of per-task kernels: {remedy}"
+        yield f"a convolution in {groups} groups; if jax.vmap made them of per-task kernels, {remedy}"
     lhs, rhs, out = params["dimension_numbers"]
     channels_last = lhs == out and lhs[1] == len(lhs) - 1 and rhs[:2] == (len(rhs) - 1, len(rhs) - 2)
     if looped and not channels_last and jax.default_backend() == "cpu":

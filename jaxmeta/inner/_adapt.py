@@ -107,7 +107,7 @@ def adapt(
         differentiation).
     """
     check_inner_loop(optimizer, steps)
-    _check_minibatches(batch, steps, minibatched)
+    check_minibatches(batch, steps, minibatched)
     adapting, staying = partition(params, mask)
     hvp = hvp or ("forward_over_reverse" if steps > 1 else "reverse_over_reverse")
     optimizer = optax.with_extra_args_support(optimizer)
@@ -171,7 +171,8 @@ def check_inner_loop(optimizer: Any, steps: int | None, name: str = "steps", lea
         )
 
 
-def _check_minibatches(batch: Any, steps: int, minibatched: bool) -> None:
+def check_minibatches(batch: Any, steps: int, minibatched: bool) -> None:
+    """Raises if a mini-batched array lacks the leading axis of steps."""
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(batch)]
     if minibatched and any(shape[:1] != (steps,) for shape in shapes):
         raise ValueError(

@@ -105,7 +105,8 @@ def check_differentiable(optimizer: optax.GradientTransformation, params: Any) -
     if not finite:
         raise ValueError(
             "the inner optimizer's update has no finite derivative where gradients are zero, and meta-gradients would "
-            "be NaN: give optax.adam and its kin eps_root=1e-8, and take jaxmeta.clip_by_global_norm for Optax's"
+            "be NaN: give optax.adam and its kin eps_root=1e-8 (or 1e-4 with float16, in which 1e-8 is zero), and take "
+            "jaxmeta.clip_by_global_norm for Optax's"
         )
 
 

@@ -9,10 +9,12 @@ the same sum is a batched matrix product under `vmap`, and so are all its deriva
 convolutions are faster still: `_trilinear` has both.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jaxmeta.nn._trilinear import conv2d, product
 
@@ -38,7 +40,7 @@ def conv_general_dilated(
     negative padding.
 
     Args:
-        lhs: inputs `[n, *spatial, channels]`.
+        lhs: inputs `[n, *spatial, channels]`. Two floating-point types are promoted to one.
         rhs: kernels `[*window, channels, features]`.
         window_strides: steps along each spatial axis.
         padding: `"SAME"`, `"VALID"` or explicit pairs.
@@ -61,34 +63,39 @@ def conv_general_dilated(
     >>> conv_general_dilated(images, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))[0, 0, 0]
     Array([9., 9.], dtype=float32)
     """
+    if lhs.dtype != rhs.dtype and all(jnp.issubdtype(part.dtype, jnp.floating) for part in (lhs, rhs)):
+        lhs, rhs = (part.astype(jnp.promote_types(lhs.dtype, rhs.dtype)) for part in (lhs, rhs))
+    stock = functools.partial(
+        jax.lax.conv_general_dilated,
+        window_strides=window_strides,
+        padding=padding,
+        lhs_dilation=lhs_dilation,
+        rhs_dilation=rhs_dilation,
+        dimension_numbers=dimension_numbers,
+        feature_group_count=feature_group_count,
+        batch_group_count=batch_group_count,
+        precision=precision,
+        preferred_element_type=preferred_element_type,
+    )
+    jax.eval_shape(stock, lhs, rhs)  # for its errors
     spatial = lhs.ndim - 2
     layout = jax.lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
     last = (0, spatial + 1, *range(1, spatial + 1))
     channels_last = layout == jax.lax.ConvDimensionNumbers(last, (spatial + 1, spatial, *range(spatial)), last)
     ungrouped = feature_group_count == batch_group_count == 1
     window, strides, dilation = rhs.shape[:spatial], tuple(window_strides), tuple(rhs_dilation or (1,) * spatial)
-    if channels_last and ungrouped and all(d == 1 for d in lhs_dilation or ()):
-        reach = [(k - 1) * d + 1 for k, d in zip(window, dilation, strict=True)]
-        sizes = lhs.shape[1:-1]
-        pads = jax.lax.padtype_to_pads(sizes, reach, strides, padding) if isinstance(padding, str) else padding
-        if all(n + sum(pad) >= r and min(pad) >= 0 for n, pad, r in zip(sizes, pads, reach, strict=True)):
-            pads = tuple((int(low), int(high)) for low, high in pads)
-            plain = spatial == 2 and set(dilation) == {1} and precision is None and preferred_element_type is None
-            if plain and lhs.dtype == rhs.dtype:
-                return conv2d(lhs, rhs, strides, pads)
-            return product(
-                lhs, rhs, strides, pads, dilation, precision=precision, preferred_element_type=preferred_element_type
-            )
-    return jax.lax.conv_general_dilated(
-        lhs,
-        rhs,
-        window_strides,
-        padding,
-        lhs_dilation,
-        rhs_dilation,
-        layout,
-        feature_group_count,
-        batch_group_count,
-        precision,
-        preferred_element_type,
+    if not channels_last or not ungrouped or any(d != 1 for d in lhs_dilation or ()):
+        return stock(lhs, rhs)
+    reach = [(k - 1) * d + 1 for k, d in zip(window, dilation, strict=True)]
+    sizes = lhs.shape[1:-1]
+    pads = jax.lax.padtype_to_pads(sizes, reach, strides, padding) if isinstance(padding, str) else padding
+    pads = tuple((int(low), int(high)) for low, high in pads)
+    if any(n + sum(pad) < r or min(pad) < 0 for n, pad, r in zip(sizes, pads, reach, strict=True)):
+        return stock(lhs, rhs)
+    if precision is None:
+        precision = jax.config.jax_default_matmul_precision
+    if spatial == 2 and set(dilation) == {1} and preferred_element_type is None:
+        return conv2d(lhs, rhs, strides, pads, precision)
+    return product(
+        lhs, rhs, strides, pads, dilation, precision=precision, preferred_element_type=preferred_element_type
     )

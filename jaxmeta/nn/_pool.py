@@ -15,7 +15,7 @@ def max_pool(
     """Max-pooling, with the signature, values and derivatives of `flax.linen.max_pool`.
 
     Windows that do not overlap are compared slice by slice, so that derivatives are selections; the general
-    windowed reduction, whose derivatives are slow, serves only where windows overlap or padding is explicit.
+    windowed reduction, whose derivatives are slow, serves only where windows overlap or padding is of another kind.
 
     Args:
         x: `[n, *spatial, channels]`.
@@ -39,9 +39,9 @@ def max_pool(
             f"x has shape {x.shape}, so window_shape and strides want {len(spatial)} entries each, "
             f"but are {window} and {steps}"
         )
-    if isinstance(padding, str) and padding not in ("VALID", "SAME"):
-        raise ValueError(f'padding must be "VALID", "SAME" or explicit pairs, but is {padding!r}')
-    if window != steps or not isinstance(padding, str):
+    if isinstance(padding, str) and padding not in ("VALID", "SAME", "SAME_LOWER"):
+        raise ValueError(f'padding must be "VALID", "SAME", "SAME_LOWER" or explicit pairs, but is {padding!r}')
+    if window != steps or padding not in ("VALID", "SAME"):
         return nn.max_pool(x, window, strides=steps, padding=padding)
     if padding == "SAME":
         pads = jax.lax.padtype_to_pads(spatial, window, steps, padding)

@@ -12,6 +12,7 @@ mode makes convolutions with their axes transposed, which a CPU runs as scalar c
 Mapped over kernels by `jax.vmap`, each kind becomes slices and matrix products, whose cost grows as the tasks do.
 """
 
+import functools
 import itertools
 import math
 from typing import Any, Literal
@@ -25,15 +26,29 @@ Kind = Literal["y", "x", "w"]
 Pads = tuple[tuple[int, int], ...]
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
-# Images are convolved with cotangents over whole images, which is three times as slow when they leave the cache.
+# On CPU, kernel gradients take three times as long once the images they are made of leave the cache.
 _SLICE_BYTES = 2**20
 
 conv2d_p = Primitive("conv2d")
 
 
-def conv2d(x: jax.Array, w: jax.Array, strides: tuple[int, ...], pads: Pads) -> jax.Array:
+def conv2d(x: jax.Array, w: jax.Array, strides: tuple[int, ...], pads: Pads, precision: Any) -> jax.Array:
     """Convolves images `[n, h, w, c]` with a kernel `[kh, kw, c, o]`, of one type, to `[n, h', w', o]`."""
-    return conv2d_p.bind(x, w, kind="y", strides=strides, pads=pads, sizes=x.shape[1:3], window=w.shape[:2])
+    sizes, window = x.shape[1:3], w.shape[:2]
+    operands = _vary_alike(x, w)
+    return conv2d_p.bind(
+        *operands, kind="y", strides=strides, pads=pads, sizes=sizes, window=window, precision=precision
+    )
+
+
+def _vary_alike(*operands: jax.Array) -> list[jax.Array]:
+    """Operands that vary over the same axes inside a `jax.shard_map`, so that cotangents are summed over the others."""
+    varying = [jax.typeof(operand).mat.varying for operand in operands]
+    axes = frozenset[str]().union(*varying)
+    return [
+        jax.lax.pcast(operand, tuple(axes - own), to="varying") if axes - own else operand
+        for operand, own in zip(operands, varying, strict=True)
+    ]
 
 
 def patches(x: jax.Array, window: tuple[int, ...], strides: tuple[int, ...], pads: Any, dilation: Any) -> jax.Array:
@@ -56,12 +71,12 @@ def product(x: jax.Array, w: jax.Array, strides: Any, pads: Any, dilation: Any, 
 
 
 def _as_products(
-    a: jax.Array, b: jax.Array, *, kind: Kind, strides: Any, pads: Pads, sizes: Any, window: Any
+    a: jax.Array, b: jax.Array, *, kind: Kind, strides: Any, pads: Pads, sizes: Any, window: Any, precision: Any
 ) -> jax.Array:
     """Any kind as slices and products; the derivatives by transposing the value."""
 
     def value(x: jax.Array, w: jax.Array) -> jax.Array:
-        return product(x, w, strides, pads, (1, 1))
+        return product(x, w, strides, pads, (1, 1), precision=precision)
 
     if kind == "y":
         return value(a, b)
@@ -72,44 +87,57 @@ def _as_products(
     return jax.linear_transpose(lambda w: value(a, w), like)(b)[0]
 
 
-def _as_convolutions(
-    a: jax.Array, b: jax.Array, *, kind: Kind, strides: Any, pads: Pads, sizes: Any, window: Any
-) -> jax.Array:
-    """Any kind as a convolution with its axes in the usual order."""
+def _as_convolutions(a: jax.Array, b: jax.Array, *, kind: Kind, sliced: bool = False, **params: Any) -> jax.Array:
+    """Any kind as a convolution with its axes in the usual order; the kind "w", if asked, in slices of the images."""
+    strides, pads, sizes, window = (params[name] for name in ("strides", "pads", "sizes", "window"))
+    convolve = functools.partial(jax.lax.conv_general_dilated, dimension_numbers=_LAYOUT, precision=params["precision"])
     if kind == "y":
-        return jax.lax.conv_general_dilated(a, b, strides, pads, dimension_numbers=_LAYOUT)
+        return convolve(a, b, strides, pads)
     if kind == "x":
         if strides != (1, 1):  # input dilation multiplies mostly zeros
-            return _as_products(a, b, kind=kind, strides=strides, pads=pads, sizes=sizes, window=window)
+            return _as_products(a, b, kind=kind, **params)
         flipped = b[::-1, ::-1].swapaxes(2, 3)
         back = [
             (k - 1 - low, size + k - 1 - out - (k - 1 - low))
             for k, (low, _), size, out in zip(window, pads, sizes, a.shape[1:3], strict=True)
         ]
-        return jax.lax.conv_general_dilated(a, flipped, (1, 1), back, dimension_numbers=_LAYOUT)
-    return _over_slices(a, b, strides=strides, pads=pads, sizes=sizes, window=window)
+        return convolve(a, flipped, (1, 1), back)
+    return _over_slices(a, b, **params) if sliced else _channels_as_images(a, b, **params)
 
 
 def _over_slices(x: jax.Array, g: jax.Array, **params: Any) -> jax.Array:
     """The kind "w" as a sum over slices of the images, each of a size that a core's cache holds."""
+    wide = jnp.promote_types(x.dtype, jnp.float32)  # 16 bits are too few to add slices in
+
+    def part(x: jax.Array, g: jax.Array) -> jax.Array:
+        return _channels_as_images(x, g, **params).astype(wide)
+
     images, largest = x.shape[0], max(x.nbytes, g.nbytes, 1)
     size = max(1, min(images, _SLICE_BYTES * images // largest))
     whole = images - images % size
-    slices = tuple(part[:whole].reshape(-1, size, *part.shape[1:]) for part in (x, g))
+    slices = tuple(operand[:whole].reshape(-1, size, *operand.shape[1:]) for operand in (x, g))
     if whole == size:
-        total = _channels_as_images(slices[0][0], slices[1][0], **params)
+        total = part(slices[0][0], slices[1][0])
     else:
-        like = jnp.zeros((*params["window"], x.shape[3], g.shape[3]), x.dtype)
-        total = jax.lax.scan(lambda sum_, part: (sum_ + _channels_as_images(*part, **params), None), like, slices)[0]
-    return total if whole == images else total + _channels_as_images(x[whole:], g[whole:], **params)
+        like = jnp.zeros((*params["window"], x.shape[3], g.shape[3]), wide)
+        total = jax.lax.scan(lambda sum_, slice_: (sum_ + part(*slice_), None), like, slices)[0]
+    return (total if whole == images else total + part(x[whole:], g[whole:])).astype(x.dtype)
 
 
-def _channels_as_images(x: jax.Array, g: jax.Array, *, strides: Any, pads: Pads, sizes: Any, window: Any) -> jax.Array:
+def _channels_as_images(
+    x: jax.Array, g: jax.Array, *, strides: Any, pads: Pads, sizes: Any, window: Any, precision: Any
+) -> jax.Array:
     """The kind "w" as a convolution in which channels take the place of images, and images that of channels."""
     reach = [(out - 1) * s + k for out, s, k in zip(g.shape[1:3], strides, window, strict=True)]
     over = [(low, r - size - low) for (low, _), r, size in zip(pads, reach, sizes, strict=True)]
     found = jax.lax.conv_general_dilated(
-        x.transpose(3, 1, 2, 0), g.transpose(1, 2, 0, 3), (1, 1), over, rhs_dilation=strides, dimension_numbers=_LAYOUT
+        x.transpose(3, 1, 2, 0),
+        g.transpose(1, 2, 0, 3),
+        (1, 1),
+        over,
+        rhs_dilation=strides,
+        dimension_numbers=_LAYOUT,
+        precision=precision,
     )
     return found.transpose(1, 2, 0, 3)
 
@@ -144,12 +172,19 @@ def _batch(args: tuple[jax.Array, jax.Array], axes: tuple[Any, Any], **params: A
     first = [jnp.moveaxis(a, axis, 0) if m else a for a, axis, m in zip(args, axes, mapped, strict=True)]
     if all(a.shape[0] == 1 for a, m in zip(first, mapped, strict=True) if m):  # a chunk of one task
         return conv2d_p.bind(*(a[0] if m else a for a, m in zip(first, mapped, strict=True)), **params)[None], 0
+    if params["kind"] != "w" and not mapped[1]:  # one kernel for all: they are so many more images
+        a, b = first
+        found = conv2d_p.bind(a.reshape(-1, *a.shape[2:]), b, **params)
+        return found.reshape(*a.shape[:2], *found.shape[1:]), 0
     each = jax.vmap(lambda a, b: _as_products(a, b, **params), tuple(0 if m else None for m in mapped))
     return each(*first), 0
 
 
-conv2d_p.def_impl(jax.jit(_as_convolutions, static_argnames=("kind", "strides", "pads", "sizes", "window")))
+_on_cpu = functools.partial(_as_convolutions, sliced=True)
+
+conv2d_p.def_impl(jax.jit(conv2d_p.bind, static_argnames=("kind", "strides", "pads", "sizes", "window", "precision")))
 conv2d_p.def_abstract_eval(_abstract)
 ad.defbilinear(conv2d_p, _pull_first, _pull_second)
 batching.primitive_batchers[conv2d_p] = _batch
 mlir.register_lowering(conv2d_p, mlir.lower_fun(_as_convolutions, multiple_results=False))
+mlir.register_lowering(conv2d_p, mlir.lower_fun(_on_cpu, multiple_results=False), platform="cpu")

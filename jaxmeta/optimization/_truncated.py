@@ -18,7 +18,7 @@ import jax
 import optax
 
 from jaxmeta.episode import Episode
-from jaxmeta.inner import Hvp, Remat, adapt, check_differentiable, partition
+from jaxmeta.inner import Hvp, Remat, adapt, check_differentiable, check_minibatches, partition
 from jaxmeta.learner import MetaLearner, Metrics, Model
 from jaxmeta.losses import cross_entropy
 from jaxmeta.optimization._gradient_learner import gradient_learner, with_metrics
@@ -76,6 +76,7 @@ def truncated_maml_grad(
     """
     if not 0 <= backprop_steps <= steps:
         raise ValueError(f"backprop_steps must lie in [0, {steps}], the inner steps, but is {backprop_steps}")
+    check_minibatches(episode.support, steps, minibatched)
     evaluate = with_metrics(loss_fn, has_aux)
     inner = functools.partial(
         adapt,
