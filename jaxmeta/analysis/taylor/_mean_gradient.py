@@ -11,7 +11,7 @@ import optax
 from jaxmeta.analysis.taylor._expansion import Expansion, Method
 from jaxmeta.analysis.taylor._terms import LossFn
 from jaxmeta.episode import Episode
-from jaxmeta.learner import choose_chunk, sum_over_chunks
+from jaxmeta.learner import divide, sum_over_chunks
 from jaxmeta.optimization import fomaml_grad, maml_grad, reptile_grad
 
 _BLOCK = 8  # steps of rate 0 are put first until there are as many: one compiled program then serves k = 1 .. 8
@@ -54,7 +54,7 @@ def _mean(
     def one(row: jax.Array) -> Any:
         return sequence_gradient(loss_fn, method, params, jax.tree.map(lambda leaf: leaf[row], batches), rates, alpha)
 
-    chunk = choose_chunk(len(rows), one, rows[0])
+    _, chunk = divide(len(rows), 1, None, one, rows[0])
     total = sum_over_chunks(lambda part: jax.tree.map(lambda leaf: leaf.sum(0), jax.vmap(one)(part)), rows, chunk)
     return jax.tree.map(lambda leaf: leaf / len(rows), total)
 
