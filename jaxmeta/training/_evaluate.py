@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from jaxmeta.episode import Episode, is_classification
-from jaxmeta.learner import MetaLearner, Params, choose_chunk, count_tasks, task_mesh
+from jaxmeta.learner import MetaLearner, Params, count_tasks, divide
 from jaxmeta.losses import score
 from jaxmeta.tasks import Source
 from jaxmeta.training._run import unbound
@@ -217,11 +217,9 @@ def _scores(
         return jax.vmap(lambda predictions: score(predictions, episode.query.y)[1])(path)
 
     def share(params: Params, block: Episode, keys: jax.Array) -> jax.Array:
-        first = jax.tree.map(lambda leaf: leaf[0], (block, keys))
-        size = chunk or choose_chunk(len(keys), one, params, *first)
-        return jax.lax.map(lambda item: one(params, *item), (block, keys), batch_size=size)
+        return jax.lax.map(lambda item: one(params, *item), (block, keys), batch_size=chunk or fitting)
 
-    mesh = task_mesh(len(keys))
+    mesh, fitting = divide(len(keys), None, None, one, params, *jax.tree.map(lambda leaf: leaf[0], (block, keys)))
     specs = (P(), P("tasks"), P("tasks"))
     divided = jax.shard_map(share, mesh=mesh, in_specs=specs, out_specs=P("tasks"), check_vma=False)
     return divided(params, block, keys)
