@@ -132,7 +132,9 @@ def verify(encoder: Model, params: SiameseParams, first: jax.Array, second: jax.
     [0.5, 0.5, 0.5]
     """
     if first.shape != second.shape:
-        raise ValueError(f"first and second must hold one input of each pair, but have {first.shape} and {second.shape}")
+        raise ValueError(
+            f"first and second must hold one input of each pair, but have {first.shape} and {second.shape}"
+        )
     one, other = embed_together(encoder, params.encoder, first, second)
     return jax.nn.sigmoid(jnp.abs(one - other) @ params.head["kernel"] + params.head["bias"])
 
