@@ -1,6 +1,6 @@
 """Meta-learning in JAX with exact second-order gradients."""
 
-from jaxmeta import losses, metric, nn, optimization, tasks
+from jaxmeta import analysis, losses, metric, nn, optimization, tasks
 from jaxmeta.episode import Batch, Episode, check_episode
 from jaxmeta.inner import Adapted, adapt, clip_by_global_norm, mask_by_path, minibatches
 from jaxmeta.learner import (
@@ -47,6 +47,7 @@ __all__ = [
     "Model",
     "Replacement",
     "adapt",
+    "analysis",
     "anil",
     "batch_meta_grad",
     "boil",

@@ -235,7 +235,7 @@ def batch_meta_grad(
         return jax.tree.map(lambda leaf: leaf.sum(0), results)
 
     def share_mean(params: Params, parts: tuple[Episode, jax.Array]) -> tuple[Params, Metrics]:
-        total = _sum_over_chunks(functools.partial(chunk_sum, params), parts, chunk)
+        total = sum_over_chunks(functools.partial(chunk_sum, params), parts, chunk)
         total = jax.lax.psum(total, "tasks") if mesh.size > 1 else total
         return jax.tree.map(lambda leaf: leaf / tasks, total)
 
@@ -247,7 +247,7 @@ def batch_meta_grad(
     )
 
 
-def _sum_over_chunks(chunk_sum: Callable[[Any], Any], parts: Any, chunk: int) -> Any:
+def sum_over_chunks(chunk_sum: Callable[[Any], Any], parts: Any, chunk: int) -> Any:
     """Sums `chunk_sum` over consecutive chunks of the leading axis, keeping one sum in memory."""
     tasks = jax.tree.leaves(parts)[0].shape[0]
     if chunk == tasks:

@@ -60,3 +60,32 @@ def classification_problem(key: jax.Array) -> tuple[Callable[..., jax.Array], An
     episode = Episode(*(Batch(x, labels) for x in images))
     params = model.init(key, episode.support.x)
     return lambda p, batch: losses.cross_entropy(model.apply(p, batch.x), batch.y), params, episode
+
+
+def small_loss(w: jax.Array, batch: Any) -> jax.Array:
+    """Neither quadratic nor even: all derivatives up to the third matter."""
+    a, c, s = batch
+    return 0.5 * w @ a @ a.T @ w + c @ w + jnp.sum(jnp.sin(s * w)) + jnp.sum(s * w**3) / 3
+
+
+def small_problem(n: int, d: int = 3, seed: int = 0) -> tuple[Callable[..., jax.Array], jax.Array, Any]:
+    """`small_loss`, a point, and a pool of n mini-batches."""
+    rng = np.random.default_rng(seed)
+    pool = tuple(jnp.asarray(rng.normal(size=shape)) for shape in ((n, d, d), (n, d), (n, d)))
+    return small_loss, jnp.asarray(rng.normal(size=d)), pool
+
+
+def picked(pool: Any, i: int) -> Any:
+    """The i-th mini-batch of a pool."""
+    return jax.tree.map(lambda leaf: leaf[i], pool)
+
+
+def network_problem(
+    model: Any, shape: tuple[int, ...], size: int, n: int
+) -> tuple[Callable[..., jax.Array], Any, Batch]:
+    """A 3-way classifier's cross-entropy on a pool of n mini-batches of random inputs, in double precision."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    x = jax.random.uniform(keys[0], (n, size, *shape), jnp.float64)
+    y = jax.random.randint(keys[1], (n, size), 0, 3)
+    params = to_float64(model.init(keys[2], jnp.zeros((size, *shape), jnp.float32)))
+    return lambda p, b: losses.cross_entropy(model.apply(p, b.x), b.y), params, Batch(x, y)

@@ -1,4 +1,4 @@
-"""The command line: `jaxmeta train`, `jaxmeta evaluate`, `jaxmeta compare`, `jaxmeta list`."""
+"""The command line: `jaxmeta train`, `evaluate`, `compare`, `taylor` and `list`."""
 
 import contextlib
 import io
@@ -9,10 +9,10 @@ from typing import Annotated
 
 import tyro
 
-from jaxmeta.cli import _commands
-from jaxmeta.cli._arguments import Compare, Evaluate, List, Train
+from jaxmeta.cli import _commands, _taylor
+from jaxmeta.cli._arguments import Compare, Evaluate, List, Taylor, Train
 
-Command = Annotated[Train | Evaluate | Compare | List, tyro.conf.ConsolidateSubcommandArgs]
+Command = Annotated[Train | Evaluate | Compare | Taylor | List, tyro.conf.ConsolidateSubcommandArgs]
 
 _DESCRIPTION = "Meta-learning in JAX with exact second-order gradients."
 _USER_ERRORS = (ValueError, TypeError, KeyError, OSError, ArithmeticError, RuntimeError)
@@ -34,6 +34,8 @@ def main(args: Sequence[str] | None = None) -> int:
                 _commands.evaluate(command)
             case Compare():
                 _commands.compare(command)
+            case Taylor():
+                _taylor.taylor(command)
             case List():
                 _commands.list_presets()
     except _USER_ERRORS as error:
@@ -46,7 +48,7 @@ def main(args: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parse(args: Sequence[str] | None) -> Train | Evaluate | Compare | List:
+def _parse(args: Sequence[str] | None) -> Train | Evaluate | Compare | Taylor | List:
     """Parses the command line; a mistake in it is a `ValueError` of one line."""
     mistakes = io.StringIO()
     try:

@@ -126,5 +126,33 @@ class Compare:
 
 
 @dataclasses.dataclass(frozen=True)
+class Taylor:
+    """Measure what MAML, first-order MAML and Reptile follow: their coefficients of AvgGrad and AvgGradInner.
+
+    In double precision, exactly averaged over the orderings of one task's mini-batches. Writes taylor.json and
+    taylor.png beside the table it prints.
+    """
+
+    k: tuple[int, ...] = (2, 3, 5, 8)
+    """Mini-batches, the test batch among them."""
+    model: Literal["mlp", "conv4"] = "mlp"
+    """mlp: two hidden layers of 40 tanh units. conv4: the strided Conv4 of the papers, narrower, with ReLU."""
+    dataset: Literal["sinusoid", "glyphs", "omniglot"] | None = None
+    """Where the task comes from. Default: sinusoid for mlp, glyphs for conv4."""
+    order: Literal[1, 2] = 1
+    """Order in alpha up to which predictions are compared; 2 is for mlp, and takes minutes."""
+    ways: int = 5
+    """Classes in a mini-batch, which holds one image of each; 5 points of a sinusoid."""
+    features: int = 8
+    """Channels of Conv4's convolutions."""
+    seed: int = 0
+    """Of the initialisation and the task."""
+    out: Path | None = None
+    """Folder to write to. Default: runs/taylor-MODEL-DATASET-seedSEED."""
+    data_dir: str | None = None
+    """Where TensorFlow Datasets keeps Omniglot. Default: $TFDS_DATA_DIR or ~/tensorflow_datasets."""
+
+
+@dataclasses.dataclass(frozen=True)
 class List:
     """List the methods and data sets, with the papers' settings."""
