@@ -255,7 +255,7 @@ def test_help_is_complete(command: tuple[str, ...], capsys: pytest.CaptureFixtur
         ("train --query-mode both", "query-mode"),
         ("train --banana 3", "Unrecognized options: --banana"),
         ("bake", "Unrecognized options: bake"),
-        ("", "Expected one of {{train, evaluate, compare, list}}"),
+        ("", "Expected one of {{train, evaluate, compare, taylor, list}}"),
         ("evaluate", "Missing from jaxmeta evaluate: PATH The run's folder."),
         ("evaluate {tmp}/nowhere", "no run at {tmp}/nowhere: want a folder with config.json"),
         ("train --out {tmp}/full", "run folder {tmp}/full is not empty: resume it, or choose another"),
