@@ -11,7 +11,7 @@ import optax
 import pytest
 from test_tasks import draw_folder
 
-from jaxmeta import adapt, cli, losses, mask_by_path, nn, presets
+from jaxmeta import adapt, cli, losses, mask_by_path, metric, nn, presets
 
 
 def run(*words: str) -> int:
@@ -98,6 +98,46 @@ def test_every_preset_starts(method: str, dataset: str) -> None:
     assert found.shape[0] == len(query.x)
 
 
+def test_a_metric_method_is_judged_on_other_ways_than_it_was_trained_on(tmp_path: Path, capsys) -> None:
+    words = ("--dataset", "glyphs", "--train-ways", 6, "--train-queries", 1, "--queries", 1, "--steps", 2)
+    assert run("train", "prototypical", *words, "--episodes", 4, "--halve-every", 1, "--out", tmp_path / "run") == 0
+    assert "5 ways, 1 shots" in capsys.readouterr().out
+    assert all((tmp_path / "run" / name).exists() for name in ("embedding.png", "kernel.png", "episode.png"))
+    assert not (tmp_path / "run" / "adaptation.png").exists()
+    assert run("evaluate", tmp_path / "run", "--ways", 7, "--shots", 2, "--queries", 3) == 0
+    assert "7 ways, 2 shots" in capsys.readouterr().out
+    (written,) = (json.loads(path.read_text()) for path in (tmp_path / "run").glob("evaluation-*.json"))
+    assert (written["source"]["ways"], written["source"]["queries"], written["inner_steps"]) == (7, 3, None)
+    assert run("evaluate", tmp_path / "run", "--inner-steps", 2) == 2
+    assert "--inner-steps is not for prototypical, which does not adapt" in capsys.readouterr().err
+
+
+def test_a_network_with_an_output_for_each_class_keeps_its_ways() -> None:
+    settings = dataclasses.replace(presets.settings("maml", "glyphs"), train_ways=5, ways=7)
+    with pytest.raises(ValueError, match="ways=7, but maml has one output for each of the 5 classes of its training"):
+        presets.build(settings)
+
+
+def test_the_outer_rate_is_halved_and_relation_s_gradients_are_clipped_apart() -> None:
+    settings = dataclasses.replace(presets.settings("prototypical", "glyphs"), halve_every=2)
+    optimizer, slope = presets.build(settings).optimizer, jnp.array(1.0)
+    state, steps = optimizer.init(slope), []
+    for _ in range(6):
+        update, state = optimizer.update(slope, state)
+        steps.append(-float(update))
+    np.testing.assert_allclose(steps, np.repeat([1e-3, 5e-4, 2.5e-4], 2), rtol=1e-4)
+    optimizer = presets.build(presets.settings("relation", "glyphs")).optimizer
+    grads = metric.RelationParams(jnp.full(4, 50.0), jnp.full(4, 1e-3))
+    _, state = optimizer.update(grads, optimizer.init(grads))
+    (adam,) = (part for part in jax.tree.leaves(state, is_leaf=is_adam) if is_adam(part))
+    np.testing.assert_allclose(adam.mu.encoder, 0.1 * 0.25, rtol=1e-5)  # 0.5 over the root of 4 entries
+    np.testing.assert_allclose(adam.mu.relation, 0.1 * 1e-3, rtol=1e-5)
+
+
+def is_adam(node: object) -> bool:
+    return isinstance(node, optax.ScaleByAdamState)
+
+
 def test_ones_own_images_are_not_turned_and_are_found_from_anywhere(tmp_path, monkeypatch) -> None:
     draw_folder(tmp_path / "letters", {"a": 2, "b": 2})
     monkeypatch.chdir(tmp_path)
@@ -154,6 +194,7 @@ def test_list_names_every_method(capsys: pytest.CaptureFixture[str]) -> None:
 TRAIN_OPTIONS = (
     *("dataset", "ways", "shots", "queries", "steps", "inner-steps", "inner-lr"),
     *("meta-batch", "outer-lr", "seed", "out", "resume", "devices", "data-dir"),
+    *("train-ways", "train-queries", "halve-every", "temperature", "image-size", "rotations"),
 )
 
 
@@ -197,6 +238,15 @@ def test_help_is_complete(command: tuple[str, ...], capsys: pytest.CaptureFixtur
             "train meta_sgd --inner-lr 0.1",
             "--inner-lr is not for meta_sgd, which draws its inner rates and learns them",
         ),
+        (
+            "train prototypical",
+            "prototypical classifies, and sinusoid is a regression: --dataset takes glyphs, omniglot, or the path of a",
+        ),
+        ("train relation --dataset glyphs --inner-lr 0.1", "--inner-lr is not for relation, which does not adapt by"),
+        ("train siamese --dataset glyphs --temperature 2", "--temperature is not for siamese, whose kernel has none"),
+        ("train maml --train-ways 20", "--train-ways is not for maml, whose network has one output for each class"),
+        ("train matching --dataset glyphs --temperature 0", "temperature must be positive and finite, but is 0"),
+        ("train prototypical --dataset glyphs --train-ways 0", "train_ways must be 1 or more, but is 0"),
         ("train --shots 0", "shots must be 1 or more, but is 0"),
         ("train --queries 0", "queries must be 1 or more, but is 0"),
         ("train ---x", "---x"),
@@ -205,7 +255,7 @@ def test_help_is_complete(command: tuple[str, ...], capsys: pytest.CaptureFixtur
         ("train --query-mode both", "query-mode"),
         ("train --banana 3", "Unrecognized options: --banana"),
         ("bake", "Unrecognized options: bake"),
-        ("", "Expected one of {{train, evaluate, compare, list}}"),
+        ("", "Expected one of {{train, evaluate, compare, taylor, list}}"),
         ("evaluate", "Missing from jaxmeta evaluate: PATH The run's folder."),
         ("evaluate {tmp}/nowhere", "no run at {tmp}/nowhere: want a folder with config.json"),
         ("train --out {tmp}/full", "run folder {tmp}/full is not empty: resume it, or choose another"),
@@ -247,5 +297,13 @@ def test_presets_are_the_papers() -> None:
     assert (more.train_shots, more.train_queries, more.shots, more.queries) == (5, 5, 5, 5)
     more = presets.settings("maml", "omniglot", shots=15, queries=3)
     assert (more.train_shots, more.train_queries, more.shots, more.queries) == (15, 3, 15, 3)
+    proto = presets.settings("prototypical", "omniglot", shots=5)
+    assert (proto.train_ways, proto.train_shots, proto.train_queries, proto.shots, proto.queries) == (60, 5, 5, 5, 15)
+    assert (proto.halve_every, proto.outer_lr, proto.meta_batch, proto.train_subset) == (2000, 1e-3, 1, "trainval")
+    queries = {(5, 1): 19, (5, 5): 15, (20, 1): 10, (20, 5): 5}
+    for (ways, shots), expected in queries.items():
+        assert presets.settings("relation", "omniglot", ways=ways, shots=shots).train_queries == expected
+    siamese = presets.settings("siamese", "omniglot")
+    assert (siamese.split, siamese.within_groups, siamese.ways, siamese.image_size) == ("lake", True, 20, 105)
     sinusoid = presets.settings("maml", "sinusoid")
     assert (sinusoid.train_shots, sinusoid.shots, sinusoid.steps, sinusoid.meta_batch) == (10, 5, 70_000, 25)

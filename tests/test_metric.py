@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import to_float64
+from helpers import inner_product, random_direction, stencil_derivative, to_float64
 
 import jaxmeta as jm
 from jaxmeta import Batch, Episode, metric, nn, tasks
@@ -197,6 +197,18 @@ def test_the_order_of_the_support_set_matters_to_full_context_alone(name: str) -
     renamed = episode.support._replace(y=(episode.support.y + 1) % 3)
     turned = predict(params, renamed, episode.query.x, KEY)
     np.testing.assert_allclose(jnp.roll(plain, 1, axis=1), turned, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("name", LEARNERS)
+def test_gradients_are_those_of_the_loss(name: str) -> None:
+    episode, learner = vectors(), LEARNERS[name]
+    params = started(learner, episode)
+    step = jax.jit(learner.meta_grad)
+    grads, _ = step(params, episode, KEY)
+    direction = random_direction(params, seed=2)
+    slope = stencil_derivative(lambda p: step(p, episode, KEY)[1]["loss"], params, direction, h=1e-3)
+    np.testing.assert_allclose(inner_product(grads, direction), slope, rtol=1e-7)
 
 
 @pytest.mark.parametrize("name", LEARNERS)

@@ -1,6 +1,6 @@
 """What the metric family is made of: class sums, distances between embeddings, and the sum over labels.
 
-    P(y | x, S) = sum_i k(x, x_i) y_i        (Hospedales' and Huisman's surveys: one formula for the whole family)
+    P(y | x, S) = sum_i k(x, x_i) y_i        (Huisman, van Rijn, Plaat 2021, arXiv:2010.03522)
 
 | | references x_i | k(x, x_i) |
 |---|---|---|

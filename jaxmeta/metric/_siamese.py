@@ -121,6 +121,9 @@ def verify(encoder: Model, params: SiameseParams, first: jax.Array, second: jax.
     Returns:
         p `[n]`. It is symmetric: the two may change places.
 
+    Raises:
+        ValueError: the two differ in shape.
+
     >>> from jaxmeta import nn
     >>> encoder = nn.MLP((), 4)
     >>> episode = Episode(*[Batch(jnp.eye(3), jnp.arange(3))] * 2)
@@ -128,9 +131,11 @@ def verify(encoder: Model, params: SiameseParams, first: jax.Array, second: jax.
     >>> verify(encoder, params, jnp.eye(3), jnp.eye(3)).round(2).tolist()
     [0.5, 0.5, 0.5]
     """
+    if first.shape != second.shape:
+        raise ValueError(
+            f"first and second must hold one input of each pair, but have {first.shape} and {second.shape}"
+        )
     one, other = embed_together(encoder, params.encoder, first, second)
-    if len(one) != len(other):
-        raise ValueError(f"first and second must hold one input of each pair, but hold {len(one)} and {len(other)}")
     return jax.nn.sigmoid(jnp.abs(one - other) @ params.head["kernel"] + params.head["bias"])
 
 
