@@ -32,6 +32,9 @@ Metrics = dict[str, jax.Array]
 # A chunk of tasks should stay in a core's second-level cache: larger chunks only move memory.
 _CACHE_BYTES = 2 * 2**20
 
+# So many terms are added one by one.
+_FEW = 32
+
 
 class Model(Protocol):
     """A network as a pair of pure functions. Every stateless Flax Linen module is one."""
@@ -199,7 +202,7 @@ def batch_meta_grad(
 
     def chunk_sum(params: Params, part: tuple[Episode, jax.Array]) -> tuple[Params, Metrics]:
         results = jax.vmap(learner.meta_grad, in_axes=(None, 0, 0))(params, *part)
-        return jax.tree.map(lambda leaf: leaf.sum(0), results)
+        return jax.tree.map(_sum_tasks, results)
 
     def share_mean(params: Params, parts: tuple[Episode, jax.Array]) -> tuple[Params, Metrics]:
         total = _sum_over_chunks(functools.partial(chunk_sum, params), parts, chunk)
@@ -212,6 +215,11 @@ def batch_meta_grad(
     return jax.shard_map(share_mean, mesh=mesh, in_specs=(P(), P("tasks")), out_specs=P(), check_vma=False)(
         params, parts
     )
+
+
+def _sum_tasks(leaf: jax.Array) -> jax.Array:
+    """Sums over the leading axis: term by term for a small chunk, since a CPU is ten times slower at the reduction."""
+    return functools.reduce(jnp.add, leaf) if len(leaf) <= _FEW else leaf.sum(0)
 
 
 def _sum_over_chunks(chunk_sum: Callable[[Any], Any], parts: Any, chunk: int) -> Any:
