@@ -1,9 +1,10 @@
 """Meta-learning in JAX with exact second-order gradients."""
 
-from jaxmeta import losses, nn, optimization, tasks
+from jaxmeta import losses, memory, nn, optimization, tasks
 from jaxmeta.episode import Batch, Episode, check_episode
 from jaxmeta.inner import Adapted, adapt, clip_by_global_norm, mask_by_path, minibatches
 from jaxmeta.learner import Carried, MetaLearner, Model, Replacement, batch_meta_grad, descended, outer_step
+from jaxmeta.memory import mann, metanet
 from jaxmeta.optimization import (
     anil,
     boil,
@@ -11,6 +12,7 @@ from jaxmeta.optimization import (
     fomaml_grad,
     imaml,
     imaml_grad,
+    lstm_meta_learner,
     maml,
     maml_grad,
     maml_pp,
@@ -49,12 +51,16 @@ __all__ = [
     "imaml",
     "imaml_grad",
     "losses",
+    "lstm_meta_learner",
     "maml",
     "maml_grad",
     "maml_pp",
+    "mann",
     "mask_by_path",
+    "memory",
     "meta_sgd",
     "meta_sgd_grad",
+    "metanet",
     "minibatches",
     "nn",
     "optimization",

@@ -10,15 +10,20 @@ from jaxmeta.memory._addressing import (
     lrua_step,
     ntm_step,
 )
+from jaxmeta.memory._augmented import AugmentedConv
 from jaxmeta.memory._cell import MANN, CellState, Trace
 from jaxmeta.memory._labels import Code, by_instance, instances
 from jaxmeta.memory._mann import Reading, mann, read_episode
+from jaxmeta.memory._metanet import Memory, MetaNetParams, memorise, metanet, recall
 
 __all__ = [
     "MANN",
+    "AugmentedConv",
     "CellState",
     "Code",
     "LRUAState",
+    "Memory",
+    "MetaNetParams",
     "NTMHeads",
     "NTMState",
     "Reading",
@@ -30,6 +35,9 @@ __all__ = [
     "least_used",
     "lrua_step",
     "mann",
+    "memorise",
+    "metanet",
     "ntm_step",
     "read_episode",
+    "recall",
 ]
