@@ -1,10 +1,20 @@
 """Meta-learning in JAX with exact second-order gradients."""
 
-from jaxmeta import losses, memory, nn, optimization, tasks
+from jaxmeta import losses, memory, metric, nn, optimization, tasks
 from jaxmeta.episode import Batch, Episode, check_episode
 from jaxmeta.inner import Adapted, adapt, clip_by_global_norm, mask_by_path, minibatches
-from jaxmeta.learner import Carried, MetaLearner, Model, Replacement, batch_meta_grad, descended, outer_step
+from jaxmeta.learner import (
+    Carried,
+    Comparison,
+    MetaLearner,
+    Model,
+    Replacement,
+    batch_meta_grad,
+    descended,
+    outer_step,
+)
 from jaxmeta.memory import mann, metanet
+from jaxmeta.metric import matching, matching_fce, prototypical, prototypical_zero_shot, relation, siamese
 from jaxmeta.optimization import (
     anil,
     boil,
@@ -31,6 +41,7 @@ __all__ = [
     "Adapted",
     "Batch",
     "Carried",
+    "Comparison",
     "Episode",
     "Evaluation",
     "FitResult",
@@ -57,16 +68,23 @@ __all__ = [
     "maml_pp",
     "mann",
     "mask_by_path",
+    "matching",
+    "matching_fce",
     "memory",
     "meta_sgd",
     "meta_sgd_grad",
     "metanet",
+    "metric",
     "minibatches",
     "nn",
     "optimization",
     "outer_step",
+    "prototypical",
+    "prototypical_zero_shot",
+    "relation",
     "reptile",
     "reptile_grad",
+    "siamese",
     "tasks",
     "truncated_maml",
     "truncated_maml_grad",

@@ -14,7 +14,7 @@ Training and every comparison map tasks here and nowhere else; `jaxmeta.evaluate
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -48,6 +48,40 @@ class Model(Protocol):
         ...
 
 
+def init_stateless(model: Model, key: jax.Array, x: jax.Array) -> Params:
+    """Initialises a model for inputs like x `[n, ...]`, and refuses one with mutable state.
+
+    Raises:
+        ValueError: the model keeps state beside its parameters, such as running statistics.
+    """
+    params = model.init(key, x)
+    if isinstance(params, Mapping) and "params" in params and len(params) > 1:
+        extra = sorted(set(params) - {"params"})
+        raise ValueError(
+            f"model keeps state beside its parameters ({', '.join(extra)}), which training would lose; "
+            "use a layer without running state, such as jaxmeta.nn.BatchNorm"
+        )
+    return params
+
+
+class Comparison(NamedTuple):
+    """How a method that classifies by P(y | x, S) = sum_i k(x, x_i) y_i came to its prediction.
+
+    Attributes:
+        support: embeddings of the support examples `[s, ...]`.
+        queries: embeddings of the queries `[q, ...]`.
+        references: what queries are compared with, the x_i `[r, ...]`: the support embeddings, or one for each class.
+        labels: class of each reference `[r]`; None where reference c stands for class c.
+        log_kernel: log k(x, x_i) `[q, r]`.
+    """
+
+    support: jax.Array
+    queries: jax.Array
+    references: jax.Array
+    labels: jax.Array | None
+    log_kernel: jax.Array
+
+
 class MetaLearner(NamedTuple):
     """Something that learns to learn: pure functions over one unbatched episode.
 
@@ -61,12 +95,15 @@ class MetaLearner(NamedTuple):
         predict: `(params, support, query_x, key) -> predictions`: logits `[q, ways]` or values `[q, d]`.
         predict_path: like `predict`, but after 0, 1, .., K adaptation steps: `[K + 1, q, ...]`, the last
             being `predict`'s. None for methods that do not adapt in steps.
+        compare: `(params, support, query_x, key) -> Comparison`: how `predict` came about. None for methods that do
+            not classify by comparison.
     """
 
     init: Callable[[jax.Array, Episode], Params]
     meta_grad: Callable[[Params, Episode, jax.Array], tuple[Params, Metrics]]
     predict: Callable[[Params, Batch, jax.Array, jax.Array], jax.Array]
     predict_path: Callable[[Params, Batch, jax.Array, jax.Array], jax.Array] | None = None
+    compare: Callable[[Params, Batch, jax.Array, jax.Array], Comparison] | None = None
 
 
 class Carried(NamedTuple):

@@ -84,6 +84,8 @@ def test_imports_run_one_way(path: Path) -> None:
         "learner",
         "inner",
         "optimization",
+        "metric",
+        "memory",
         "analysis",
         "training",
         "presets",

@@ -20,14 +20,18 @@ class Train:
     """sinusoid, glyphs (synthetic characters, no download), omniglot, or the path of a folder of class folders; a
     quarter of these, drawn at random, is kept for the test episodes."""
     ways: int | None = None
-    """Classes in an episode. Default: 5."""
+    """Classes in an episode. Default: 5, or the paper's."""
     shots: int | None = None
     """Support examples of each class in test episodes; in training too, but for Reptile and sinusoids, which train on
     numbers of their own. Default: the paper's."""
     queries: int | None = None
-    """Query examples of each class, as with --shots. Default: the paper's."""
+    """Query examples of each class in test episodes; in training too for MAML and its kin. Default: the paper's."""
+    train_ways: int | None = None
+    """Classes in a training episode, for methods that learn to compare. Default: the paper's."""
     train_shots: int | None = None
     """Support examples of each class in training. Default: the paper's, or --shots."""
+    train_queries: int | None = None
+    """Query examples of each class in training. Default: the paper's."""
     steps: int | None = None
     """Outer steps. Default: the paper's."""
     inner_steps: int | None = None
@@ -38,6 +42,14 @@ class Train:
     """Episodes in an outer step. Default: the paper's."""
     outer_lr: float | None = None
     """Outer learning rate (Reptile: the first outer step size). Default: the paper's."""
+    halve_every: int | None = None
+    """Outer steps after which the outer rate is halved, again and again. Default: the paper's."""
+    temperature: float | None = None
+    """What distances or cosines are divided by, for methods that learn to compare. Default: the preset's."""
+    image_size: int | None = None
+    """Height and width of images in pixels. Default: the paper's."""
+    rotations: Literal["none", "classes", "per_class", "per_episode"] | None = None
+    """How images are turned in training and test. Default: the paper's."""
     episodes: int | None = None
     """Test episodes. Default: the paper's."""
     query_mode: Literal["transductive", "inductive"] = "transductive"
@@ -60,6 +72,8 @@ class Evaluate:
 
     run_dir: tyro.conf.Positional[Path]
     """The run's folder."""
+    ways: int | None = None
+    """Classes in an episode, for methods that learn to compare. Default: the run's."""
     shots: int | None = None
     """Support examples of each class. Default: the run's."""
     queries: int | None = None

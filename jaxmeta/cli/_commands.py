@@ -35,13 +35,7 @@ def train(command: Train) -> None:
     preset = presets.settings(
         command.method, command.dataset, ways=command.ways, shots=command.shots, queries=command.queries
     )
-    names = ("train_shots", "steps", "inner_steps", "inner_lr", "meta_batch", "outer_lr", "episodes", "data_dir")
-    asked = _given(command, *names)
-    if preset.method == "meta_sgd" and "inner_lr" in asked:
-        raise ValueError("--inner-lr is not for meta_sgd, which draws its inner rates and learns them")
-    if preset.method == "maml_pp" and "inner_steps" in asked:
-        asked["eval_inner_steps"] = asked["inner_steps"]  # its steps are learned one by one
-    settings = dataclasses.replace(preset, query_mode=command.query_mode, **asked)
+    settings = dataclasses.replace(preset, query_mode=command.query_mode, **_train_options(command))
     run_dir = command.out or Path("runs") / f"{settings.method}-{Path(settings.dataset).name}-seed{command.seed}"
     _run.check_free(run_dir, resume=command.resume)
     setup = presets.build(settings)
@@ -59,7 +53,7 @@ def train(command: Train) -> None:
         checkpoint_every=settings.checkpoint_every,
     )
     evaluation = judge(
-        setup.learner,
+        setup.test_learner,
         result.params,
         setup.test_source,
         episodes=settings.episodes,
@@ -90,12 +84,7 @@ def evaluate(command: Evaluate) -> None:
     config = _run.read_config(command.run_dir)
     if "settings" not in config:
         raise ValueError(f"{command.run_dir / 'config.json'} has no settings: the run was not made by jaxmeta train")
-    asked = _given(command, "shots", "queries", "episodes", "query_mode", "data_dir")
-    if command.inner_steps is not None and config["settings"]["method"] == "maml_pp":
-        raise ValueError("--inner-steps is not for maml_pp, which takes the steps whose rates it has learned")
-    if command.inner_steps is not None:
-        asked["eval_inner_steps"] = command.inner_steps
-    settings = dataclasses.replace(presets.Settings(**config["settings"]), **asked)
+    settings = _evaluate_settings(command, presets.Settings(**config["settings"]))
     setup = presets.build(settings)
     if config["source"].get("sha256") != setup.train_source.info.get("sha256"):
         raise ValueError(
@@ -106,18 +95,17 @@ def evaluate(command: Evaluate) -> None:
     like = jax.eval_shape(setup.learner.init, jax.random.key(0), episode)
     params, step = load_params(command.run_dir, like, setup.optimizer)
     evaluation = judge(
-        setup.learner,
+        setup.test_learner,
         params,
         setup.test_source,
         episodes=settings.episodes,
         seed=config["fit"]["seed"] if command.seed is None else command.seed,
         query_mode=settings.query_mode,  # pyright: ignore[reportArgumentType]
     )
-    found = {"step": step, "inner_steps": settings.eval_inner_steps, **evaluation.summary()}
-    name = (
-        f"evaluation-step{step}-inner{settings.eval_inner_steps}-{evaluation.query_mode}-"
-        f"{evaluation.episode_hash[:12]}.json"
-    )
+    inner_steps = settings.eval_inner_steps if setup.learner.predict_path is not None else None
+    found = {"step": step, "inner_steps": inner_steps, **evaluation.summary()}
+    inner = "" if inner_steps is None else f"-inner{inner_steps}"
+    name = f"evaluation-step{step}{inner}-{evaluation.query_mode}-{evaluation.episode_hash[:12]}.json"
     _run.write_json(command.run_dir / name, found)
     print(_table(settings.method, settings.dataset, evaluation))
     print(f"Written to {command.run_dir / name} (checkpoint of step {step})")
@@ -180,6 +168,41 @@ def _maml_params(run_dir: Path, like: Any) -> tuple[Any, int]:
     return load_params(run_dir, jax.eval_shape(lambda: like), optimizer)
 
 
+def _train_options(command: Train) -> dict[str, Any]:
+    """The settings that the options of a training change, and a complaint about those that its method would ignore."""
+    from jaxmeta import presets
+
+    names = (
+        *("train_ways", "train_shots", "train_queries", "steps", "inner_steps", "inner_lr", "meta_batch", "outer_lr"),
+        *("halve_every", "temperature", "image_size", "rotations", "episodes", "data_dir"),
+    )
+    asked = _given(command, *names)
+    for name, reason in presets.family_of(command.method).refused(command.method).items():
+        if name in asked:
+            raise ValueError(f"--{name.replace('_', '-')} is not for {command.method}, {reason}")
+    if command.method == "maml_pp" and "inner_steps" in asked:
+        asked["eval_inner_steps"] = asked["inner_steps"]  # its steps are learned one by one
+    if "rotations" in asked:
+        asked["train_rotations"] = asked["test_rotations"] = asked.pop("rotations")
+    return asked
+
+
+def _evaluate_settings(command: Evaluate, settings: Any) -> Any:
+    """The settings of a run, changed by the options of its evaluation."""
+    from jaxmeta import presets
+
+    asked = _given(command, "ways", "shots", "queries", "episodes", "query_mode", "data_dir")
+    if command.inner_steps is not None:
+        if settings.method == "maml_pp":
+            raise ValueError("--inner-steps is not for maml_pp, which takes the steps whose rates it has learned")
+        if not presets.family_of(settings.method).regression:
+            raise ValueError(f"--inner-steps is not for {settings.method}, which does not adapt by gradient steps")
+        asked["eval_inner_steps"] = command.inner_steps
+    if settings.train_ways is None:
+        asked["train_ways"] = settings.ways  # what the run was trained on
+    return dataclasses.replace(settings, **asked)
+
+
 def _given(command: Any, *names: str) -> dict[str, Any]:
     """The options that were given."""
     return {name: value for name in names if (value := getattr(command, name)) is not None}
@@ -190,26 +213,26 @@ def list_presets() -> None:
     from jaxmeta import presets
 
     print("Methods and the papers' settings; --dataset also takes the path of a folder of class folders.\n")
-    print(f"{'method':10}{'dataset':11}{'steps':>8}{'tasks':>7}{'inner steps':>13}{'inner rate':>12}{'outer rate':>12}")
+    print(f"{'method':14}{'dataset':10}{'steps':>9}{'tasks':>7}{'inner steps':>13}{'inner rate':>12}{'outer rate':>12}")
     for method in presets.METHODS:
-        for dataset in presets.DATASETS:
+        for dataset in presets.datasets_of(method):
             s = presets.settings(method, dataset)
-            print(
-                f"{method:10}{dataset:11}{s.steps:>8}{s.meta_batch:>7}{s.inner_steps:>13}{s.inner_lr:>12g}"
-                f"{s.outer_lr:>12g}"
-            )
+            inner = (str(s.inner_steps), f"{s.inner_lr:g}") if presets.family_of(method).regression else ("-", "-")
+            print(f"{method:14}{dataset:10}{s.steps:>9}{s.meta_batch:>7}{inner[0]:>13}{inner[1]:>12}{s.outer_lr:>12g}")
 
 
 def _table(method: str, dataset: str, evaluation: Any) -> str:
     percent = evaluation.metric == "accuracy"
+    ways = f"{evaluation.source['ways']} ways, " if percent else ""
     shown = (lambda value: f"{100 * value:.2f} %") if percent else (lambda value: f"{value:.3f}")
     lines = [
-        f"{method} on {dataset}: {evaluation.episodes} unseen episodes, {evaluation.source['shots']} shots, "
+        f"{method} on {dataset}: {evaluation.episodes} unseen episodes, {ways}{evaluation.source['shots']} shots, "
         f"{evaluation.query_mode} (seed {evaluation.seed}, episodes {evaluation.episode_hash[:12]})",
-        f"{'adaptation steps':>18}{evaluation.metric:>12}{'95 % interval':>18}",
     ]
-    steps = evaluation.by_step or [(evaluation.mean, evaluation.interval)]
-    last = len(steps) - 1
+    if evaluation.by_step is None:
+        return "\n".join([*lines, f"{evaluation.metric} {shown(evaluation.mean)} ± {shown(evaluation.interval)}"])
+    lines.append(f"{'adaptation steps':>18}{evaluation.metric:>12}{'95 % interval':>18}")
+    steps, last = evaluation.by_step, len(evaluation.by_step) - 1
     for step in sorted({0, min(1, last), min(5, last), last}):
         mean, interval = steps[step]
         lines.append(f"{step:>18}{shown(mean):>12}{'± ' + shown(interval):>18}")

@@ -1,6 +1,6 @@
 """What the methods that adapt by gradient steps share: a model and a loss, made into a `MetaLearner`."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +9,7 @@ from jax.core import Tracer
 
 from jaxmeta.episode import Batch, Episode, check_episode, is_classification
 from jaxmeta.inner import Adapted, adapt, check_inner_loop
-from jaxmeta.learner import MetaLearner, Metrics, Model, Params
+from jaxmeta.learner import MetaLearner, Metrics, Model, Params, init_stateless
 from jaxmeta.losses import score
 
 LossFn = Callable[[Any, Any], Any]
@@ -55,13 +55,7 @@ def init_model(model: Model, key: jax.Array, episode: Episode) -> Params:
     """
     check_episode(episode)
     larger = max(episode, key=lambda batch: batch.x.shape[0])
-    params = model.init(key, larger.x)
-    if isinstance(params, Mapping) and "params" in params and len(params) > 1:
-        extra = sorted(set(params) - {"params"})
-        raise ValueError(
-            f"model keeps state beside its parameters ({', '.join(extra)}), which an inner loop would lose; "
-            "use a layer without running state, such as jaxmeta.nn.BatchNorm"
-        )
+    params = init_stateless(model, key, larger.x)
     _check_outputs(model, params, larger)
     return params
 

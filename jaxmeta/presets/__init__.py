@@ -2,9 +2,22 @@
 
 `settings("maml", "omniglot", ways=20)` looks a preset up; `dataclasses.replace` changes it; `build` turns it into
 the arguments of `jaxmeta.fit` and `jaxmeta.evaluate`.
+
+Each family of methods has a file with its papers' settings, its learners and its outer optimisers: a `Family`.
 """
 
-from jaxmeta.presets._build import Setup, build, estimators
-from jaxmeta.presets._papers import DATASETS, METHODS, Settings, settings
+from jaxmeta.presets._build import METHODS, Setup, build, datasets_of, estimators, family_of, settings
+from jaxmeta.presets._settings import DATASETS, Family, Settings
 
-__all__ = ["DATASETS", "METHODS", "Settings", "Setup", "build", "estimators", "settings"]
+__all__ = [
+    "DATASETS",
+    "METHODS",
+    "Family",
+    "Settings",
+    "Setup",
+    "build",
+    "datasets_of",
+    "estimators",
+    "family_of",
+    "settings",
+]

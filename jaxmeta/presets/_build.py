@@ -1,27 +1,89 @@
-"""What builds a learner, its tasks and its outer optimiser from settings."""
+"""What finds a preset, and builds a learner, its tasks and its outer optimiser from settings."""
 
-from collections.abc import Callable
 from typing import NamedTuple
 
-import flax.linen as fnn
-import jax
-import jax.numpy as jnp
 import optax
 
-from jaxmeta import losses, nn, tasks
-from jaxmeta.inner import mask_by_path
-from jaxmeta.learner import MetaLearner, Model
-from jaxmeta.optimization import anil, boil, fomaml, imaml, maml, maml_pp, meta_sgd, reptile, truncated_maml
-from jaxmeta.presets._papers import Settings
+from jaxmeta import tasks
+from jaxmeta.learner import MetaLearner
+from jaxmeta.optimization import anil, boil, fomaml, imaml, maml, reptile, truncated_maml
+from jaxmeta.presets._metric import METRIC
+from jaxmeta.presets._optimization import OPTIMIZATION, loss_of, model_of
+from jaxmeta.presets._settings import DATASETS, Family, Settings, check_dataset
+
+FAMILIES = (OPTIMIZATION, METRIC)
+METHODS = tuple(method for family in FAMILIES for method in family.methods)
 
 
 class Setup(NamedTuple):
-    """What a training and its evaluation are made of."""
+    """What a training and its evaluation are made of.
+
+    Attributes:
+        learner: the method, for training episodes.
+        test_learner: the same method with the same meta-parameters, for test episodes.
+        train_source: training episodes.
+        test_source: test episodes.
+        optimizer: the outer optimiser.
+    """
 
     learner: MetaLearner
+    test_learner: MetaLearner
     train_source: tasks.Source
     test_source: tasks.Source
     optimizer: optax.GradientTransformation
+
+
+def family_of(method: str) -> Family:
+    """The family of a method.
+
+    Raises:
+        ValueError: the method is unknown.
+    """
+    for family in FAMILIES:
+        if method in family.methods:
+            return family
+    raise ValueError(f"unknown method {method!r}; the methods are {', '.join(METHODS)}")
+
+
+def datasets_of(method: str) -> tuple[str, ...]:
+    """The data sets that a method can train on, beside folders."""
+    return DATASETS if family_of(method).regression else tuple(name for name in DATASETS if name != "sinusoid")
+
+
+def settings(
+    method: str, dataset: str, *, ways: int | None = None, shots: int | None = None, queries: int | None = None
+) -> Settings:
+    """The published settings of a method on a data set.
+
+    Args:
+        method: one of `METHODS`.
+        dataset: one of `DATASETS`, or a folder of class folders. Data sets other than the paper's borrow the
+            settings of Omniglot; images of a folder are not turned.
+        ways: classes in an episode; None for 5, or the paper's. 20 or more take the papers' 20-way settings.
+        shots: support examples of each class; None for the preset's.
+        queries: query examples of each class; None for the preset's.
+
+    Raises:
+        ValueError: the method is unknown, `ways` is given for a regression, or the method cannot regress.
+        FileNotFoundError: the data set is neither known nor a folder.
+
+    >>> preset = settings("maml", "omniglot", ways=20)
+    >>> preset.inner_steps, preset.meta_batch
+    (5, 16)
+    >>> preset = settings("prototypical", "omniglot")
+    >>> preset.ways, preset.train_ways
+    (5, 60)
+    """
+    family = family_of(method)
+    if dataset == "sinusoid":
+        if not family.regression:
+            raise ValueError(
+                f"{method} classifies, and sinusoid is a regression: --dataset takes {', '.join(datasets_of(method))}, "
+                "or the path of a folder of class folders"
+            )
+        if ways is not None:
+            raise ValueError(f"ways={ways}, but sinusoid is a regression, which has no classes")
+    return family.preset(method, check_dataset(dataset), ways, shots, queries)
 
 
 def build(settings: Settings) -> Setup:
@@ -31,8 +93,17 @@ def build(settings: Settings) -> Setup:
         ValueError: a setting is out of range, or the data cannot serve it.
         FileNotFoundError: the data are not there.
     """
+    family = family_of(settings.method)
     train_source, test_source = _sources(settings)
-    return Setup(_learner(settings), train_source, test_source, _optimizer(settings))
+    train_ways = train_source.info.get("ways", settings.ways)
+    if train_ways != settings.ways and not family.any_ways:
+        raise ValueError(
+            f"ways={settings.ways}, but {settings.method} has one output for each of the {train_ways} classes of its "
+            "training episodes"
+        )
+    learner = family.learner(settings, train_ways)
+    test_learner = learner if train_ways == settings.ways else family.learner(settings, settings.ways)
+    return Setup(learner, test_learner, train_source, test_source, family.optimizer(settings))
 
 
 def _sources(settings: Settings) -> tuple[tasks.Source, tasks.Source]:
@@ -43,114 +114,36 @@ def _sources(settings: Settings) -> tuple[tasks.Source, tasks.Source]:
         train, test = (tasks.sinusoid(variant, shots=shots, queries=queries) for shots, queries, _ in (train, test))
         return train, test
     train_classes, test_classes = _classes(settings)
-    ways = settings.ways
-    return _episodes("training", train_classes, ways, *train), _episodes("test", test_classes, ways, *test)
+    ways = settings.ways if settings.train_ways is None else min(settings.train_ways, len(train_classes.names))
+    within = settings.within_groups
+    return (
+        _episodes("training", train_classes, within, ways, *train),
+        _episodes("test", test_classes, within, settings.ways, *test),
+    )
 
 
 def _episodes(
-    name: str, classes: tasks.Classes, ways: int, shots: int, queries: int, rotations: tasks.Rotations
+    name: str, classes: tasks.Classes, within: bool, ways: int, shots: int, queries: int, rotations: tasks.Rotations
 ) -> tasks.Source:
     try:
-        return tasks.episodes(classes, ways=ways, shots=shots, queries=queries, rotations=rotations)
+        return tasks.episodes(
+            classes, ways=ways, shots=shots, queries=queries, rotations=rotations, within_groups=within
+        )
     except ValueError as error:
         raise ValueError(f"{name} episodes: {error}") from error
 
 
 def _classes(settings: Settings) -> tuple[tasks.Classes, tasks.Classes]:
+    size = settings.image_size
     if settings.dataset == "glyphs":
-        return tasks.glyphs("train"), tasks.glyphs("test")
+        return tasks.glyphs("train", image_size=size), tasks.glyphs("test", image_size=size)
     if settings.dataset == "omniglot":
         train, test = (
-            tasks.omniglot(settings.split, subset, data_dir=settings.data_dir)
+            tasks.omniglot(settings.split, subset, image_size=size, data_dir=settings.data_dir)
             for subset in (settings.train_subset, "test")
         )
         return train, test
-    return tasks.split_classes(tasks.from_folder(settings.dataset), test_share=0.25)
-
-
-def _model(settings: Settings) -> Model:
-    method, ways = settings.method, settings.ways
-    if settings.dataset == "sinusoid":
-        return nn.MLP((64, 64), 1, activation=jnp.tanh) if method == "reptile" else nn.MLP((40, 40), 1)
-    if method == "reptile":
-        return nn.Conv4(ways, pool="stride", readout="flatten")
-    if method == "maml_pp":
-        return nn.Conv4(ways, activation=fnn.leaky_relu)
-    return nn.Conv4(ways, pool="stride", readout="mean", norm_scale=False, head_init=fnn.initializers.normal(1.0))
-
-
-def _loss(settings: Settings) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    return losses.mean_squared_error if settings.dataset == "sinusoid" else losses.cross_entropy
-
-
-# MAML's code leaves batch normalisation's offsets out of the inner loop.
-_without_norms = mask_by_path(lambda path: "norm_" not in path)
-
-
-def _learner(settings: Settings) -> MetaLearner:
-    model, loss, mask = _model(settings), _loss(settings), _without_norms
-    inner, steps, eval_steps = optax.sgd(settings.inner_lr), settings.inner_steps, settings.eval_inner_steps
-    match settings.method:
-        case "maml":
-            return maml(model, inner_optimizer=inner, steps=steps, eval_steps=eval_steps, loss=loss, mask=mask)
-        case "fomaml":
-            return fomaml(model, inner_optimizer=inner, steps=steps, eval_steps=eval_steps, loss=loss, mask=mask)
-        case "anil":
-            return anil(model, inner_optimizer=inner, steps=steps, eval_steps=eval_steps, loss=loss)
-        case "boil":
-            return boil(model, inner_optimizer=inner, steps=steps, eval_steps=eval_steps, loss=loss)
-        case "meta_sgd":
-            return meta_sgd(model, steps=steps, eval_steps=eval_steps, loss=loss, mask=mask)
-        case "maml_pp":
-            norm = None if settings.dataset == "sinusoid" else "norm_"
-            return maml_pp(model, steps=steps, inner_lr=settings.inner_lr, loss=loss, norm=norm)
-        case "imaml":
-            return imaml(
-                model,
-                inner_optimizer=inner,
-                steps=steps,
-                eval_steps=eval_steps,
-                proximal=settings.proximal,
-                loss=loss,
-                mask=mask,
-            )
-        case "reptile":
-            return _reptile(settings, model)
-        case _:
-            raise ValueError(f"unknown method {settings.method!r}")
-
-
-def _reptile(settings: Settings, model: Model) -> MetaLearner:
-    plain = settings.dataset == "sinusoid"
-    return reptile(
-        model,
-        inner_optimizer=optax.sgd(settings.inner_lr) if plain else optax.adam(settings.inner_lr, b1=0.0),
-        inner_lr=settings.inner_lr,
-        steps=settings.inner_steps,
-        batch_size=_at_most(settings.inner_batch, settings.ways * (settings.train_shots + settings.train_queries)),
-        eval_steps=settings.eval_inner_steps,
-        eval_batch_size=_at_most(settings.eval_inner_batch, settings.ways * settings.shots),
-        loss=_loss(settings),
-        persistent=settings.persistent,
-    )
-
-
-def _at_most(batch_size: int | None, examples: int) -> int | None:
-    """The published mini-batch, or all examples where there are fewer, as with fewer ways than the paper's."""
-    return None if batch_size is None else min(batch_size, examples)
-
-
-def _optimizer(settings: Settings) -> optax.GradientTransformation:
-    match settings.method:
-        case "reptile":
-            # The meta-gradient is (theta - W) / inner_lr, so this rate moves theta by outer_lr of the way to W.
-            return optax.sgd(optax.linear_schedule(settings.outer_lr * settings.inner_lr, 0.0, settings.steps))
-        case "maml_pp":
-            return optax.adam(optax.cosine_decay_schedule(settings.outer_lr, settings.steps, alpha=1e-2))
-        case "imaml":
-            return optax.adam(settings.outer_lr, eps=1e-3)  # as in its code
-        case _:
-            return optax.adam(settings.outer_lr)
+    return tasks.split_classes(tasks.from_folder(settings.dataset, image_size=size), test_share=0.25)
 
 
 def estimators(settings: Settings) -> tuple[dict[str, MetaLearner], tasks.Source]:
@@ -162,7 +155,7 @@ def estimators(settings: Settings) -> tuple[dict[str, MetaLearner], tasks.Source
     Returns:
         `(learners, source)`: learners by name, `"maml"` first, and the source of training episodes.
     """
-    model, loss, steps = _model(settings), _loss(settings), settings.inner_steps
+    model, loss, steps = model_of(settings, settings.ways), loss_of(settings), settings.inner_steps
     inner = optax.sgd(settings.inner_lr)
     shared = {"inner_optimizer": inner, "steps": steps, "loss": loss}
     found = {"maml": maml(model, **shared), "fomaml": fomaml(model, **shared)}

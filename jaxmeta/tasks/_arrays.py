@@ -155,7 +155,8 @@ def split_classes(classes: Classes, *, test_share: float, seed: int = 0) -> tupl
 
 def _subset(classes: Classes, chosen: np.ndarray, subset: str) -> Classes:
     names = tuple(classes.names[i] for i in chosen)
-    return Classes(classes.examples[chosen], classes.counts[chosen], names, {**classes.info, "subset": subset})
+    groups = None if classes.groups is None else tuple(classes.groups[i] for i in chosen)
+    return Classes(classes.examples[chosen], classes.counts[chosen], names, {**classes.info, "subset": subset}, groups)
 
 
 def _stack(groups: list[np.ndarray], names: tuple[str, ...], info: dict[str, Any]) -> Classes:

@@ -70,7 +70,7 @@ def omniglot(
 
     Returns:
         Classes in order of background and evaluation, alphabet and number, with `uint8` images
-        `[classes, 20, image_size, image_size, 1]`, ink 255 on 0.
+        `[classes, 20, image_size, image_size, 1]`, ink 255 on 0, and their alphabets as groups.
 
     Raises:
         ValueError: `split` or `subset` is unknown, or `image_size` is not positive.
@@ -99,6 +99,7 @@ def omniglot(
         np.full(len(chosen), _DRAWINGS, np.int32),
         tuple(character.name for character in chosen),
         info,
+        tuple(character.alphabet for character in chosen),
     )
 
 

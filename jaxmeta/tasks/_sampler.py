@@ -25,15 +25,25 @@ class Classes(NamedTuple):
         counts: `[classes]`, how many of the `most` places of each class are filled, from the first on.
         names: the name of each class.
         info: what describes the collection in a result file, JSON-able.
+        groups: the group of each class, such as its alphabet; None where classes have none.
     """
 
     examples: np.ndarray
     counts: np.ndarray
     names: tuple[str, ...]
     info: dict[str, Any]
+    groups: tuple[str, ...] | None = None
 
 
-def episodes(classes: Classes, *, ways: int, shots: int, queries: int, rotations: Rotations = "none") -> Source:
+def episodes(
+    classes: Classes,
+    *,
+    ways: int,
+    shots: int,
+    queries: int,
+    rotations: Rotations = "none",
+    within_groups: bool = False,
+) -> Source:
     """A source of N-way K-shot episodes.
 
     Args:
@@ -45,14 +55,16 @@ def episodes(classes: Classes, *, ways: int, shots: int, queries: int, rotations
             and two of them may meet in an episode (Prototypical Networks). `"per_class"`: each class of an
             episode is turned at random (MAML). `"per_episode"`: all classes are turned alike (Relation
             Networks).
+        within_groups: take all classes of an episode from one group, such as an alphabet, each group alike likely;
+            groups with fewer than `ways` classes are left out. Harder than classes from anywhere.
 
     Returns:
         A source of episodes: x `[ways * shots, ...]` and `[ways * queries, ...]` in class order, `uint8` examples
         scaled to [0, 1]; y the labels 0 .. ways - 1.
 
     Raises:
-        ValueError: more ways than classes, more shots and queries than a class has examples, a size out of range,
-            or rotations of something other than square images.
+        ValueError: more ways than classes (or than any group has), more shots and queries than a class has examples,
+            a size out of range, or rotations of something other than square images.
 
     >>> from jaxmeta import tasks
     >>> source = tasks.episodes(tasks.glyphs("train", classes=8, image_size=8), ways=3, shots=1, queries=2)
@@ -62,11 +74,12 @@ def episodes(classes: Classes, *, ways: int, shots: int, queries: int, rotations
     """
     _check(classes, ways, shots, queries, rotations)
     turns = 4 if rotations == "classes" else 1
+    members = _members(classes, ways, turns) if within_groups else None
 
     def sample(data: tuple[jax.Array, jax.Array], key: jax.Array) -> Episode:
         examples, counts = data
         class_key, example_key, turn_key = jax.random.split(key, 3)
-        _, drawn = jax.lax.top_k(jax.random.uniform(class_key, (turns * examples.shape[0],)), ways)
+        drawn = _draw_classes(class_key, turns * examples.shape[0], ways, members)
         chosen = drawn // turns
         lots = jax.random.uniform(example_key, (ways, examples.shape[1]))
         lots = jnp.where(jnp.arange(examples.shape[1]) < counts[chosen][:, None], lots, -1.0)
@@ -81,7 +94,30 @@ def episodes(classes: Classes, *, ways: int, shots: int, queries: int, rotations
         return Episode(_labelled(x[:, :shots]), _labelled(x[:, shots:]))
 
     info = {**classes.info, "ways": ways, "shots": shots, "queries": queries, "rotations": rotations}
+    info |= {"within_groups": True} if within_groups else {}
     return Source(sample, (jnp.asarray(classes.examples), jnp.asarray(classes.counts)), info)
+
+
+def _draw_classes(key: jax.Array, count: int, ways: int, members: np.ndarray | None) -> jax.Array:
+    """`ways` of `count` classes without repeats, of one group if the groups' members `[groups, count]` are given."""
+    if members is None:
+        return jax.lax.top_k(jax.random.uniform(key, (count,)), ways)[1]
+    group_key, class_key = jax.random.split(key)
+    group = jax.random.randint(group_key, (), 0, len(members))
+    lots = jnp.where(jnp.asarray(members)[group], jax.random.uniform(class_key, (count,)), -1.0)
+    return jax.lax.top_k(lots, ways)[1]
+
+
+def _members(classes: Classes, ways: int, turns: int) -> np.ndarray:
+    """Which classes, turns apart, each group with enough of them has: `[groups, turns * classes]`."""
+    if classes.groups is None:
+        raise ValueError("within_groups=True, but the classes have no groups")
+    names = np.array(classes.groups)
+    members = np.repeat(names[None] == np.unique(names)[:, None], turns, axis=1)
+    sizes = members.sum(1)
+    if sizes.max() < ways:
+        raise ValueError(f"ways={ways}, but no group has more than {sizes.max()} classes")
+    return members[sizes >= ways]
 
 
 def _turn(x: jax.Array, quarters: jax.Array) -> jax.Array:

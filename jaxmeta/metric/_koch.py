@@ -1,0 +1,150 @@
+"""Koch's twin network, and the affine distortions that it is trained with."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as fnn
+import jax
+import jax.numpy as jnp
+
+from jaxmeta import nn
+
+
+def _biases(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
+    return 0.5 + 0.01 * jax.random.normal(key, shape, dtype)
+
+
+class KochTwin(fnn.Module):
+    """The twin of Koch's siamese network: four convolutions without padding, and 4,096 sigmoid units.
+
+    38,947,648 parameters on 105x105 images, 38,951,745 with the head of `siamese`. Kernels of convolutions start with
+    standard deviation 0.01, those of the dense layer with 0.2, biases near 0.5, as in the paper.
+
+    Attributes:
+        features: channels of the four convolutions.
+        windows: their heights and widths; all but the last are followed by a 2x2 max-pool.
+        width: sigmoid units; the difference of a pair is taken after the sigmoid.
+        conv_init: initialiser of the convolutions' kernels.
+        dense_init: initialiser of the dense layer's kernel.
+        bias_init: initialiser of all biases.
+    """
+
+    features: Sequence[int] = (64, 128, 128, 256)
+    windows: Sequence[int] = (10, 7, 4, 4)
+    width: int = 4096
+    conv_init: Callable[..., jax.Array] = fnn.initializers.normal(0.01)
+    dense_init: Callable[..., jax.Array] = fnn.initializers.normal(0.2)
+    bias_init: Callable[..., jax.Array] = _biases
+
+    @fnn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps images x `[n, height, width, channels]` to `[n, width]`, in (0, 1).
+
+        Raises:
+            ValueError: x is not a batch of images, or they are too small.
+        """
+        if x.ndim != 4 or min(x.shape[1:3]) < (least := self._least()):
+            raise ValueError(
+                f"x must hold images [n, height, width, channels], at least {least}x{least}, but has shape {x.shape}"
+            )
+        last = len(self.features) - 1
+        for i, (features, window) in enumerate(zip(self.features, self.windows, strict=True)):
+            x = fnn.Conv(
+                features,
+                (window, window),
+                padding="VALID",
+                kernel_init=self.conv_init,
+                bias_init=self.bias_init,
+                conv_general_dilated=nn.conv_general_dilated,
+                name=f"conv_{i}",
+            )(x)
+            x = fnn.relu(x)
+            x = nn.max_pool(x, (2, 2), (2, 2)) if i < last else x
+        x = x.reshape(x.shape[0], -1)
+        dense = fnn.Dense(self.width, kernel_init=self.dense_init, bias_init=self.bias_init, name="dense")
+        return jax.nn.sigmoid(dense(x))
+
+    def _least(self) -> int:
+        """The smallest images that leave one position after the last convolution."""
+        size = 1
+        for i, window in enumerate(reversed(self.windows)):
+            size = (size if i == 0 else 2 * size) + window - 1
+        return size
+
+
+def small_twin(*, width: int = 1024) -> KochTwin:
+    """A twin for 28x28 images: smaller windows, and initialisers that keep the scale of what passes through.
+
+    Args:
+        width: sigmoid units.
+
+    >>> small_twin(width=16).windows
+    (3, 3, 2, 2)
+    """
+    return KochTwin(
+        features=(64, 128, 128, 256),
+        windows=(3, 3, 2, 2),
+        width=width,
+        conv_init=fnn.initializers.he_normal(),
+        dense_init=fnn.initializers.xavier_uniform(),
+        bias_init=fnn.initializers.zeros,
+    )
+
+
+def affine_distortions(images: jax.Array, key: jax.Array) -> jax.Array:
+    """Turns, shears, scales and shifts each image by an affine map of its own, as in Koch's training.
+
+    Of the map's components, a turn within 10 degrees, shears within 0.3, scales in [0.8, 1.2] and shifts within 2
+    pixels of a 105x105 image (in proportion on others), each takes part with probability 1/2.
+
+    Args:
+        images: `[n, height, width, channels]`; what lies outside them is 0.
+        key: decides the maps.
+
+    Returns:
+        Distorted images of the same shape, interpolated linearly.
+
+    Raises:
+        ValueError: the images do not have that shape.
+
+    >>> affine_distortions(jnp.ones((2, 8, 8, 1)), jax.random.key(0)).shape
+    (2, 8, 8, 1)
+    """
+    if images.ndim != 4:
+        raise ValueError(f"images must have shape [n, height, width, channels], but have {images.shape}")
+    draw_key, part_key = jax.random.split(key)
+    # Turn, shears, scales, shifts, for each image.
+    bounds = jnp.array([jnp.pi / 18, 0.3, 0.3, 0.2, 0.2, 2 / 105, 2 / 105])
+    shape = (len(images), len(bounds))
+    parts = bounds * jax.random.uniform(draw_key, shape, minval=-1.0, maxval=1.0)
+    return jax.vmap(affine)(images, parts * jax.random.bernoulli(part_key, shape=shape))
+
+
+def affine(image: jax.Array, parts: jax.Array) -> jax.Array:
+    """Maps one image `[h, w, c]` by `(turn, shear_x, shear_y, scale_x - 1, scale_y - 1, shift_x, shift_y)`.
+
+    The turn is in radians, shifts are shares of the image's height and width, and all else is about its centre.
+    """
+    turn, shear_x, shear_y, scale_x, scale_y, shift_x, shift_y = parts
+    cos, sin = jnp.cos(turn), jnp.sin(turn)
+    rotation = jnp.array([[cos, -sin], [sin, cos]])
+    shear = jnp.array([[1.0, shear_y], [shear_x, 1.0]])  # rows and columns are y and x
+    matrix = rotation @ shear @ jnp.diag(jnp.array([1 + scale_y, 1 + scale_x]))
+    height, width = image.shape[:2]
+    centre = jnp.array([(height - 1) / 2, (width - 1) / 2])
+    shift = jnp.array([shift_y * height, shift_x * width])
+    grid = jnp.stack(jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij"), -1) - centre - shift
+    source = grid @ jnp.linalg.inv(matrix).T + centre
+    return _bilinear(image, source[..., 0], source[..., 1])
+
+
+def _bilinear(image: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
+    """The image at real coordinates `[h, w]`, 0 outside."""
+    padded = jnp.pad(image, ((1, 2), (1, 2), (0, 0)))
+    y = jnp.clip(rows, -1.0, image.shape[0]) + 1
+    x = jnp.clip(columns, -1.0, image.shape[1]) + 1
+    top, left = jnp.floor(y).astype(jnp.int32), jnp.floor(x).astype(jnp.int32)
+    down, across = (y - top)[..., None], (x - left)[..., None]
+    upper = (1 - across) * padded[top, left] + across * padded[top, left + 1]
+    lower = (1 - across) * padded[top + 1, left] + across * padded[top + 1, left + 1]
+    return (1 - down) * upper + down * lower

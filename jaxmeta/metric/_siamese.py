@@ -1,0 +1,175 @@
+"""Siamese networks: learn whether two images show one class, then take the most alike.
+
+    p(x, x') = sigmoid( sum_j alpha_j |h(x)_j - h(x')_j| + b )
+    loss = binary cross-entropy of [y = y'] + sum_l lambda_l |w_l|^2
+    prediction = class of argmax_i p(x, x_i)
+
+| symbol | name | | symbol | name |
+|---|---|---|---|---|
+| h | `encoder` | | lambda_l | `l2` |
+| alpha, b | `SiameseParams.head` | | p(x, x_i) | exp of `Comparison.log_kernel`, best image of each class |
+
+The pairs of an episode are all of (query, support), those of one class and those of two weighing half the loss each:
+the mean over what random pairs, half of them the same, would give. Both images of a pair are distorted by maps of
+their own in training. The paper prints its log-likelihood without the minus sign.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import keystr, tree_leaves_with_path
+
+from jaxmeta.episode import Batch, Episode
+from jaxmeta.learner import Comparison, MetaLearner, Model, Params, init_stateless
+from jaxmeta.metric._kernels import class_members
+from jaxmeta.metric._metric_learner import check_vectors, embed_together, metric_learner
+
+
+class SiameseParams(NamedTuple):
+    """Meta-parameters of `siamese`.
+
+    Attributes:
+        encoder: the weights of the twin h.
+        head: `{"kernel": [d], "bias": []}`, the weights alpha of the differences, of any sign, and the bias b.
+    """
+
+    encoder: Params
+    head: dict[str, jax.Array]
+
+
+def siamese(
+    encoder: Model,
+    *,
+    l2: float | Mapping[str, float] = 0.0,
+    distort: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
+    ways: int | None = None,
+) -> MetaLearner:
+    """Siamese networks: verification of pairs, and classification by the most probable support example.
+
+    Args:
+        encoder: the twin h, inputs `[n, ...]` to `[n, d]`, for instance `KochTwin()`.
+        l2: lambda, the weight of the squared norm of the kernels: one number, or one for each layer by name, such as
+            `{"conv_0": 1e-4, "dense": 1e-3, "head": 0.0}`; layers without one have none. Biases have none.
+        distort: what training does to images, `(images [n, ...], key) -> [n, ...]`, for instance `affine_distortions`.
+        ways: classes in an episode; None for as many as there are support examples. See `prototypical`.
+
+    Returns:
+        A `MetaLearner` with `SiameseParams`. Predictions are the largest log p(x, x_i) of each class. Metrics: the
+        `loss`, and the one-shot `accuracy`.
+
+    Raises:
+        ValueError: `ways` is less than 2, or `l2` is negative or names a layer that the encoder lacks.
+
+    >>> from jaxmeta import metric, tasks
+    >>> source = tasks.episodes(tasks.glyphs("train", classes=8), ways=3, shots=1, queries=2)
+    >>> support, query = episode = source.sample(source.data, jax.random.key(0))
+    >>> learner = siamese(metric.small_twin(width=16), ways=3)
+    >>> params = learner.init(jax.random.key(1), episode)
+    >>> learner.predict(params, support, query.x, jax.random.key(2)).shape
+    (6, 3)
+
+    References:
+        Koch, Zemel, Salakhutdinov 2015, ICML deep learning workshop.
+    """
+    if any(weight < 0 for weight in (l2.values() if isinstance(l2, Mapping) else [l2])):
+        raise ValueError(f"l2 must not be negative, but is {l2}")
+
+    def compare(params: SiameseParams, support: Batch, query_x: Any, ways: int, key: jax.Array) -> Comparison:
+        del key
+        embedded, queries = embed_together(encoder, params.encoder, support.x, query_x)
+        log_kernel = jax.nn.log_sigmoid(_logits(params.head, queries, embedded))
+        log_kernel = jnp.where(_best_of_class(log_kernel, support.y, ways), log_kernel, -jnp.inf)
+        return Comparison(embedded, queries, embedded, support.y, log_kernel)
+
+    def loss(params: SiameseParams, comparison: Comparison, log_probs: jax.Array, episode: Episode) -> jax.Array:
+        del log_probs
+        logits = _logits(params.head, comparison.queries, comparison.support)
+        same = episode.query.y[:, None] == episode.support.y[None, :]
+        return verification_loss(logits, same) + _penalty(params, l2)
+
+    def augment(episode: Episode, key: jax.Array) -> Episode:
+        if distort is None:
+            return episode
+        keys = jax.random.split(key)
+        return Episode(*(Batch(distort(b.x, k), b.y) for b, k in zip(episode, keys, strict=True)))
+
+    def init(key: jax.Array, episode: Episode) -> SiameseParams:
+        encoder_key, head_key = jax.random.split(key)
+        params = init_stateless(encoder, encoder_key, episode.support.x)
+        embedded = jax.eval_shape(encoder.apply, params, episode.support.x)
+        check_vectors(embedded)
+        width = embedded.shape[-1]
+        kernel = jax.random.normal(head_key, (width,)) * width**-0.5
+        found = SiameseParams(params, {"kernel": kernel, "bias": jnp.zeros(())})
+        _penalty(found, l2)
+        return found
+
+    return metric_learner(init, compare, loss, ways, augment=augment)
+
+
+def verify(encoder: Model, params: SiameseParams, first: jax.Array, second: jax.Array) -> jax.Array:
+    """The probability that two inputs show one class, for each pair.
+
+    Args:
+        encoder: the twin that `params` are of.
+        params: meta-parameters of `siamese`.
+        first: one input of each pair `[n, ...]`.
+        second: the other `[n, ...]`.
+
+    Returns:
+        p `[n]`. It is symmetric: the two may change places.
+
+    >>> from jaxmeta import nn
+    >>> encoder = nn.MLP((), 4)
+    >>> episode = Episode(*[Batch(jnp.eye(3), jnp.arange(3))] * 2)
+    >>> params = siamese(encoder).init(jax.random.key(0), episode)
+    >>> verify(encoder, params, jnp.eye(3), jnp.eye(3)).round(2).tolist()
+    [0.5, 0.5, 0.5]
+    """
+    one, other = embed_together(encoder, params.encoder, first, second)
+    if len(one) != len(other):
+        raise ValueError(f"first and second must hold one input of each pair, but hold {len(one)} and {len(other)}")
+    return jax.nn.sigmoid(jnp.abs(one - other) @ params.head["kernel"] + params.head["bias"])
+
+
+def verification_loss(logits: jax.Array, same: jax.Array) -> jax.Array:
+    """Binary cross-entropy of pairs, those of one class and those of two weighing half each.
+
+    Args:
+        logits: of the probability that a pair shows one class, any shape.
+        same: whether it does, the same shape.
+
+    >>> round(float(verification_loss(jnp.zeros((2, 3)), jnp.eye(2, 3) > 0)), 4)  # log 2
+    0.6931
+    """
+    same = same.astype(logits.dtype)
+    surprise = same * jax.nn.softplus(-logits) + (1 - same) * jax.nn.softplus(logits)
+    share = jnp.clip(same.sum() / same.size, 1 / same.size, 1 - 1 / same.size)
+    return jnp.mean(surprise * (same / share + (1 - same) / (1 - share))) / 2
+
+
+def _logits(head: dict[str, jax.Array], queries: jax.Array, support: jax.Array) -> jax.Array:
+    """The logit of p for every query and support embedding, `[q, s]`."""
+    return jnp.abs(queries[:, None] - support[None]) @ head["kernel"] + head["bias"]
+
+
+def _best_of_class(kernel: jax.Array, labels: jax.Array, ways: int) -> jax.Array:
+    """Which reference is the first to have the largest kernel of its class, `[q, s]`."""
+    member = class_members(labels, ways)
+    best = jnp.argmax(jnp.where(member[None], kernel[:, None], -jnp.inf), axis=-1)
+    return jnp.any((best[..., None] == jnp.arange(len(labels))) & member[None], axis=1)
+
+
+def _penalty(params: SiameseParams, l2: float | Mapping[str, float]) -> jax.Array:
+    """The weighted squared norms of all kernels."""
+    total, seen = jnp.zeros(()), set()
+    for path, leaf in tree_leaves_with_path({"head": params.head, "encoder": params.encoder}):
+        names = keystr(path, simple=True, separator="/").split("/")
+        if names[-1] == "kernel":
+            seen.add(names[-2])
+            total += (l2.get(names[-2], 0.0) if isinstance(l2, Mapping) else l2) * jnp.sum(leaf**2)
+    if isinstance(l2, Mapping) and (unknown := sorted(l2.keys() - seen)):
+        raise ValueError(f"l2 names {unknown}, but the layers with kernels are {sorted(seen)}")
+    return total
