@@ -88,7 +88,7 @@ def cosine(keys: jax.Array, memory: jax.Array) -> jax.Array:
     [[1.0, 0.0, 0.0]]
     """
     inverse_key, inverse_row = (jax.lax.rsqrt((v * v).sum(-1) + _EPSILON) for v in (keys, memory))
-    return (keys @ memory.T) * inverse_key[:, None] * inverse_row[None, :]
+    return jnp.einsum("hw,sw->hs", keys, memory) * inverse_key[:, None] * inverse_row[None, :]
 
 
 def least_used(usage: jax.Array, count: int) -> jax.Array:
@@ -135,7 +135,7 @@ def lrua_step(
     """
     least = least_used(state.usage, len(keys))
     write_weights = gates[:, None] * state.read_weights + (1 - gates[:, None]) * least
-    memory = state.memory * (1 - least[0])[:, None] + write_weights.T @ keys
+    memory = state.memory * (1 - least[0])[:, None] + jnp.einsum("hs,hw->sw", write_weights, keys)
     read_weights = jax.nn.softmax(cosine(keys, memory))
     usage = decay * state.usage + (read_weights + write_weights).sum(0)
     return LRUAState(memory, usage, read_weights), read_weights @ memory, write_weights
