@@ -344,6 +344,25 @@ def test_training_reads_support_and_query_in_an_order_of_the_key_s() -> None:
     np.testing.assert_allclose(first.trace.read_weights.sum(-1), 1.0, rtol=1e-5)
 
 
+def test_distortions_reach_the_network() -> None:
+    """Public code computed a shift and threw it away."""
+    images = jnp.zeros((2, 9, 9, 1)).at[:, 4, 4].set(1.0)
+    moved = memory.turns_and_shifts(0.0, 0.3)(images, jax.random.key(0))
+    assert not np.allclose(moved, images, atol=0.1)
+    assert not np.allclose(moved[0], moved[1], atol=0.1), "each by its own"
+    episode = Episode(*(Batch(jnp.tile(images[:1], (n, 1, 1, 1)), jnp.arange(n) % WAYS) for n in (3, 6)))
+    model, key = MANN(**SMALL), jax.random.key(0)
+    params = mann(model, ways=WAYS).init(key, episode)
+    plain, distorted = (
+        mann(model, ways=WAYS, distort=d).meta_grad(params, episode, key)[0]["params"]["input"]["kernel"]
+        for d in (None, lambda x, key: 0 * x)
+    )
+    assert np.abs(plain[40]).max() > 0
+    assert not np.asarray(distorted[:81]).any(), "blank images have no gradient"
+    with pytest.raises(ValueError, match=r"turn=-1 and shift=0.1 must not be negative"):
+        memory.turns_and_shifts(-1)
+
+
 def test_memory_is_empty_at_the_start_of_every_episode() -> None:
     model = MANN(**SMALL)
     x, labels = jnp.ones((2, 5)), jnp.zeros((2, WAYS))

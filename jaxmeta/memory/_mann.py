@@ -20,6 +20,9 @@ from jaxmeta.episode import Batch, Episode, check_episode, concatenate, is_class
 from jaxmeta.learner import MetaLearner, Metrics, Params
 from jaxmeta.memory._cell import MANN, CellState, Trace
 from jaxmeta.memory._labels import Code, Words, by_instance, one_step_late, words
+from jaxmeta.metric._koch import affine
+
+Distort = Callable[[jax.Array, jax.Array], jax.Array]
 
 _REPORTED = (1, 2, 3, 5, 10)
 
@@ -75,7 +78,34 @@ def read_episode(
     return Reading(batch.y, spelled.right(outputs, batch.y), spelled.loss(outputs, batch.y), trace)
 
 
-def mann(model: MANN, *, ways: int, labels: Code = "one_hot") -> MetaLearner:
+def turns_and_shifts(turn: float = jnp.pi / 16, shift: float = 0.1) -> Distort:
+    """Small random turns and shifts of images, each image's own, for `mann`'s `distort`.
+
+    Args:
+        turn: the largest angle, in radians.
+        shift: the largest shift along each axis, as a share of the image.
+
+    Returns:
+        `(images [n, height, width, channels], key) -> [n, height, width, channels]`, interpolated linearly.
+
+    Raises:
+        ValueError: a bound is negative.
+
+    >>> turns_and_shifts(0.0, 0.0)(jnp.ones((2, 4, 4, 1)), jax.random.key(0)).sum().item()
+    32.0
+    """
+    if turn < 0 or shift < 0:
+        raise ValueError(f"turn={turn} and shift={shift} must not be negative")
+    bounds = jnp.array([turn, 0, 0, 0, 0, shift, shift])
+
+    def distort(images: jax.Array, key: jax.Array) -> jax.Array:
+        parts = bounds * jax.random.uniform(key, (len(images), len(bounds)), minval=-1.0, maxval=1.0)
+        return jax.vmap(affine)(images, parts)
+
+    return distort
+
+
+def mann(model: MANN, *, ways: int, labels: Code = "one_hot", distort: Distort | None = None) -> MetaLearner:
     """A memory-augmented network as a learner.
 
     Args:
@@ -83,6 +113,7 @@ def mann(model: MANN, *, ways: int, labels: Code = "one_hot") -> MetaLearner:
         ways: classes in an episode.
         labels: how classes are shown and answered: `"one_hot"`, or `"strings"` of five letters that are drawn for
             each episode.
+        distort: what training does to inputs, `(x [n, ...], key) -> [n, ...]`, for instance `turns_and_shifts()`.
 
     Returns:
         A `MetaLearner`. Metrics: `loss`, summed over letters; `accuracy`, over all presentations; `instance_1`,
@@ -112,6 +143,8 @@ def mann(model: MANN, *, ways: int, labels: Code = "one_hot") -> MetaLearner:
     def meta_grad(params: Params, episode: Episode, key: jax.Array) -> tuple[Params, Metrics]:
         check_episode(episode, ways=ways)
         batch = concatenate(*episode)
+        if distort is not None:
+            batch = batch._replace(x=distort(batch.x, jax.random.fold_in(key, 1)))
 
         def objective(params: Params) -> tuple[jax.Array, Metrics]:
             reading = read_episode(model, params, batch, key, ways=ways, labels=labels)
