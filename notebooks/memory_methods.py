@@ -55,11 +55,11 @@ print("usage       ", after.usage)
 # ## A network that learns to use it
 #
 # A class is a random vector, drawn anew in every episode, and an example of it is that vector with some noise. The
-# network sees five classes four times each in random order, every input beside the label of the input *before*. So the
+# network sees three classes five times each in random order, every input beside the label of the input *before*. So the
 # first time a class comes up it can but guess; a step later it is told, and must bind the label to what it saw.
 
 # %%
-WAYS, PRESENTATIONS = 5, 4
+WAYS, PRESENTATIONS = 3, 5
 
 
 def sample(data, key):
@@ -78,7 +78,7 @@ result = jm.fit(learner, source, optax.adam(1e-2), steps=800, meta_batch=16, chu
 analysis.plot_instances(result.history)
 
 # %% [markdown]
-# The first presentation stays near one in five, and each later one is better than the one before: what was learned in
+# The first presentation stays near one in three, and each later one is better than the one before: what was learned in
 # training is not any class, but to store and to find.
 #
 # ## One episode, step by step
@@ -93,7 +93,7 @@ reading = memory.read_episode(model, result.params, batch, jax.random.key(8), wa
 analysis.plot_reading(reading)
 
 # %% [markdown]
-# Accuracy at the first, second, third and fourth presentation, over 500 episodes the network has not seen.
+# Accuracy at the first to the fifth presentation, over 500 episodes the network has not seen.
 
 # %%
 

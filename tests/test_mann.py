@@ -381,6 +381,16 @@ def test_memory_is_empty_at_the_start_of_every_episode() -> None:
     ("call", "error", "message"),
     [
         (lambda e: mann(MANN(**{**SMALL, "reads": 7}), ways=3).init(jax.random.key(0), e), ValueError, "slots=6"),
+        (
+            lambda e: MANN(features=0).init(jax.random.key(0), e.support.x, e.support.x),
+            ValueError,
+            "features must be 1",
+        ),
+        (
+            lambda e: MANN(decay=1.5).init(jax.random.key(0), e.support.x, e.support.x),
+            ValueError,
+            r"decay must be in \(0",
+        ),
         (lambda e: mann(MANN(**SMALL), ways=1), ValueError, "ways must be 2 or more, but is 1"),
         (lambda e: mann(MANN(**SMALL), ways=3126, labels="strings"), ValueError, "there are 3125 strings of 5 letters"),
         (lambda e: mann(MANN(**SMALL), ways=3, labels="words"), ValueError, "labels must be one of"),  # type: ignore
@@ -426,6 +436,7 @@ def test_it_learns_to_bind() -> None:
 
     learner = mann(MANN(features=32, slots=8, width=8, reads=1), ways=WAYS)
     source = tasks.Source(sample, (), {"name": "vectors"})
-    result = fit(learner, source, optax.adam(1e-2), steps=300, meta_batch=16, chunk=8, progress=False)
-    assert result.history[-1]["instance_2"] > result.history[0]["instance_2"] + 0.2
-    assert result.history[-1]["instance_2"] > 0.6
+    result = fit(learner, source, optax.adam(1e-2), steps=500, meta_batch=16, chunk=8, progress=False)
+    first, last = result.history[0], result.history[-1]
+    assert last["instance_2"] > 0.6 > first["instance_2"] + 0.1
+    assert last["instance_1"] < 0.6, "what was never shown cannot be known"

@@ -29,12 +29,17 @@ def episode(shots: int = 1) -> Episode:
 
 
 @functools.cache
+def drawn() -> Any:
+    """Meta-parameters whose fast weights are large, in NumPy's single precision whatever JAX's is."""
+    params = jax.jit(LEARNER.init)(jax.random.key(0), episode())
+    *first, last = params.example.kernels
+    example = params.example._replace(kernels=(*first, 30 * last))
+    params = params._replace(example=example, task=params.task._replace(out_kernel=30 * params.task.out_kernel))
+    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), params)
+
+
 def loud() -> Any:
-    """Meta-parameters whose fast weights are large."""
-    params = LEARNER.init(jax.random.key(0), episode())
-    last = (*params.example.kernels[:-1], 30 * params.example.kernels[-1])
-    example = params.example._replace(kernels=last)
-    return params._replace(example=example, task=params.task._replace(out_kernel=30 * params.task.out_kernel))
+    return jax.tree.map(jnp.asarray, drawn())
 
 
 predict = jax.jit(LEARNER.predict)

@@ -206,6 +206,11 @@ class MANN(nn.Module):
             raise ValueError(f"controller must be one of {get_args(Controller)}, but is {self.controller!r}")
         if self.addressing not in get_args(Addressing):
             raise ValueError(f"addressing must be one of {get_args(Addressing)}, but is {self.addressing!r}")
+        for name in ("features", "width"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be 1 or more, but is {getattr(self, name)}")
+        if not 0 < self.decay <= 1:
+            raise ValueError(f"decay must be in (0, 1], but is {self.decay}")
         if self.addressing != "none" and not 1 <= self.reads <= self.slots:
             raise ValueError(f"reads must be between 1 and the memory's slots={self.slots}, but is {self.reads}")
         if labels.ndim != 2 or len(labels) != len(x):
