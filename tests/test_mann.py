@@ -131,7 +131,7 @@ def loop(params: Any, model: MANN, x: Any, labels: Any) -> Any:
     usage, w_read, w_ntm = first.copy(), np.tile(first, (READS, 1)), np.tile(first, (READS + 1, 1))
     outputs = []
     for x_t, y_t in zip(x, labels, strict=True):
-        gates = np.concatenate([x_t, y_t]) @ p["input"]["kernel"] + p["input"]["bias"]
+        gates = x_t @ p["input"]["kernel"] + p["input"]["bias"] + y_t @ p["label"]["kernel"]
         fed = ([h] if model.controller == "lstm" else []) + (
             [r] if model.read_input and model.addressing != "none" else []
         )
@@ -293,13 +293,12 @@ def test_relabelling_classes_permutes_answers_with_the_weights_that_read_and_wri
     x, y = jax.random.normal(jax.random.key(0), (9, 5)), jnp.arange(9) % WAYS
     params = initialise(model, x, jax.nn.one_hot(y, WAYS))
     p = params["params"]
-    inputs = p["input"]["kernel"]
-    inputs = inputs.at[5 + order].set(inputs[5:])
+    label = {"kernel": p["label"]["kernel"].at[order].set(p["label"]["kernel"])}
     output = {
         "kernel": p["output"]["kernel"].at[:, order].set(p["output"]["kernel"]),
         "bias": p["output"]["bias"].at[order].set(p["output"]["bias"]),
     }
-    renamed = {"params": {**p, "input": {**p["input"], "kernel": inputs}, "output": output}}
+    renamed = {"params": {**p, "label": label, "output": output}}
     before, _, _ = apply(model, params, x, jax.nn.one_hot(y, WAYS))
     after, _, _ = apply(model, renamed, x, jax.nn.one_hot(order[y], WAYS))
     np.testing.assert_allclose(after[:, order], before, atol=1e-5)
@@ -358,7 +357,7 @@ def test_distortions_reach_the_network() -> None:
         for d in (None, lambda x, key: 0 * x)
     )
     assert np.abs(plain[40]).max() > 0
-    assert not np.asarray(distorted[:81]).any(), "blank images have no gradient"
+    assert not np.asarray(distorted).any(), "blank images have no gradient"
     with pytest.raises(ValueError, match=r"turn=-1 and shift=0.1 must not be negative"):
         memory.turns_and_shifts(-1)
 

@@ -53,9 +53,9 @@ def main() -> None:
 def write_case(path: Path) -> Path:
     """Weights and episodes as arrays, from one generator."""
     rng, features, width, reads = np.random.default_rng(0), 200, 40, CASE["reads"]
-    fed = CASE["inputs"] + CASE["ways"]
     shapes = {
-        "input/kernel": (fed, 4 * features),
+        "input/kernel": (CASE["inputs"], 4 * features),
+        "label/kernel": (CASE["ways"], 4 * features),
         "input/bias": (4 * features,),
         "controller": (features + reads * width, 4 * features),
         "heads": (features, reads * (width + 1)),

@@ -24,8 +24,8 @@ def forward(
     read_weights = usage[:, None, :].repeat(1, reads, 1)
     outputs = []
     for t in range(x.shape[1]):
-        inputs = torch.cat([x[:, t], labels[:, t]], 1)
-        gates = inputs @ p["input/kernel"] + p["input/bias"] + torch.cat([h, r], 1) @ p["controller"]
+        gates = x[:, t] @ p["input/kernel"] + p["input/bias"] + labels[:, t] @ p["label/kernel"]
+        gates = gates + torch.cat([h, r], 1) @ p["controller"]
         forget, take, give = torch.sigmoid(gates[:, : 3 * features]).chunk(3, 1)
         c = forget * c + take * torch.tanh(gates[:, 3 * features :])
         h = give * torch.tanh(c)

@@ -180,6 +180,13 @@ def ntm_step(
 
     Returns:
         As `lrua_step`, with write weights `[1, slots]`.
+
+    >>> two = jnp.ones(2)
+    >>> stay = NTMHeads(jnp.ones((2, 2)), two, 0 * two, jnp.tile(jnp.array([0.0, 1.0, 0.0]), (2, 1)), two)
+    >>> before = NTMState(jnp.zeros((3, 2)), jnp.eye(2, 3))  # the first head reads slot 0, the last writes to slot 1
+    >>> after, read, written = ntm_step(before, stay, jnp.ones(2), jnp.array([5.0, 6.0]))
+    >>> after.memory.round(4).tolist(), read.round(4).tolist()
+    ([[0.0, 0.0], [5.0, 6.0], [0.0, 0.0]], [[0.0, 0.0]])
     """
     *_, last = range(len(heads.key))
     writer, readers = (jax.tree.map(lambda leaf, s=s: leaf[s], heads) for s in (slice(last, None), slice(0, last)))

@@ -79,7 +79,28 @@ def memorise(
     task_level: bool = True,
     differentiate: bool = False,
 ) -> Memory:
-    """Turns a support set into fast weights and keys. Arguments as for `metanet`."""
+    """Turns a support set into fast weights and keys.
+
+    Args:
+        model: both networks' architecture.
+        params: the meta-parameters.
+        support: x `[n, height, width, channels]`, labels `[n]`.
+        key: draws the examples, or the pairs, that task-level fast weights are made from.
+        samples: as for `metanet`.
+        example_level: as for `metanet`.
+        task_level: as for `metanet`.
+        differentiate: as for `metanet`.
+
+    Returns:
+        A `Memory`.
+
+    >>> model = AugmentedConv(2, features=2, convolutions=1, key_features=3)
+    >>> support = Batch(jnp.ones((2, 4, 4, 1)), jnp.arange(2))
+    >>> params = metanet(model, hidden=4).init(jax.random.key(0), Episode(support, support))
+    >>> memory = memorise(model, params, support, jax.random.key(1))
+    >>> memory.keys.shape, memory.fast["head"]["kernel"].shape
+    ((2, 3), (2, 3, 2))
+    """
     order_key, pair_key = jax.random.split(key)
     pass_on = (lambda grads: grads) if differentiate else jax.lax.stop_gradient
     several = len(support.y) > model.outputs
@@ -124,6 +145,13 @@ def recall(
 
     Returns:
         `(logits, attention)`: `[q, ways]`, and `[q, n]`, the weight of each support example for each query.
+
+    >>> model = AugmentedConv(2, features=2, convolutions=1, key_features=3)
+    >>> support = Batch(jnp.ones((2, 4, 4, 1)), jnp.arange(2))
+    >>> params = metanet(model, hidden=4).init(jax.random.key(0), Episode(support, support))
+    >>> memory = memorise(model, params, support, jax.random.key(1))
+    >>> recall(model, params, memory, support.x)[1].round(4).tolist()  # two queries alike, two examples alike
+    [[0.5, 0.5], [0.5, 0.5]]
     """
     attention = jax.nn.softmax(cosine(embed(model, params.representation, query_x, memory.task), memory.keys))
 
