@@ -1,4 +1,4 @@
-"""Learners whose parameters are nested tuples are kept and continued like any other, and judged on the same episodes."""
+"""Learners whose parameters are nested tuples continue like any other, and are judged on the same episodes."""
 
 import json
 import shutil
