@@ -9,11 +9,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import flax.linen as fnn
 import jax
 import jax.numpy as jnp
 
 from jaxmeta import Batch, Episode, losses, nn, tasks
 
+MIB = 2**20
 WAYS = 5
 CONV4 = {
     "stride": nn.Conv4(WAYS, pool="stride", readout="mean", norm_scale=False),
@@ -22,9 +24,40 @@ CONV4 = {
 MLP = nn.MLP((40, 40), 1)
 
 
-def images(count: int, queries: int, *, seed: int = 0) -> Episode:
-    """A batch of 5-way 1-shot episodes of 28x28 glyphs, `queries` of each class."""
-    source = tasks.episodes(tasks.glyphs("train", classes=100), ways=WAYS, shots=1, queries=queries)
+class Block(fnn.Module):
+    """A transformer block of width 128."""
+
+    @fnn.compact
+    def __call__(self, x: jax.Array, _: None) -> tuple[jax.Array, None]:
+        x = x + fnn.MultiHeadDotProductAttention(num_heads=4)(fnn.LayerNorm()(x))
+        return x + fnn.Dense(128)(fnn.gelu(fnn.Dense(512)(fnn.LayerNorm()(x)))), None
+
+
+class Transformer(fnn.Module):
+    """Twelve blocks in a scan, each checkpointed if asked."""
+
+    checkpointed: bool
+
+    @fnn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        block = fnn.remat(Block, prevent_cse=False) if self.checkpointed else Block
+        blocks = fnn.scan(block, variable_axes={"params": 0}, split_rngs={"params": True}, length=12)
+        x, _ = blocks(name="blocks")(fnn.Dense(128)(x), None)
+        return fnn.Dense(10)(x.mean(1))
+
+
+TRANSFORMERS = {"plain": Transformer(False), "checkpointed": Transformer(True)}
+
+
+def sequences() -> Episode:
+    """Eight sequences of 64 positions and 16 channels, each of a class of its own, as support and query."""
+    x = jax.random.normal(jax.random.key(0), (8, 64, 16))
+    return Episode(*[Batch(x, jnp.arange(8))] * 2)
+
+
+def images(count: int, queries: int, *, ways: int = WAYS, seed: int = 0) -> Episode:
+    """A batch of 1-shot episodes of 28x28 glyphs, `queries` of each class."""
+    source = tasks.episodes(tasks.glyphs("train", classes=100), ways=ways, shots=1, queries=queries)
     return jax.vmap(source.sample, (None, 0))(source.data, jax.random.split(jax.random.key(seed), count))
 
 

@@ -8,15 +8,13 @@ Nothing runs but the compiler, so the numbers are the same on every machine of o
 from collections.abc import Callable
 from typing import Any
 
-import flax.linen as fnn
 import jax
 import jax.numpy as jnp
 import optax
-from common import CONV4, first, images, task_loss, temp_bytes, write
+from common import CONV4, MIB, TRANSFORMERS, first, images, sequences, task_loss, temp_bytes, write
 
 from jaxmeta import Batch, Episode, adapt, batch_meta_grad, losses, maml, nn
 
-MIB = 2**20
 FORMS = {
     "reverse": {"hvp": "reverse_over_reverse", "remat": 0},
     "reverse, each step again": {"hvp": "reverse_over_reverse", "remat": 1},
@@ -75,41 +73,17 @@ def in_tasks() -> dict[str, float]:
     return found
 
 
-class Block(fnn.Module):
-    """A transformer block of width 128."""
-
-    @fnn.compact
-    def __call__(self, x: jax.Array, _: None) -> tuple[jax.Array, None]:
-        x = x + fnn.MultiHeadDotProductAttention(num_heads=4)(fnn.LayerNorm()(x))
-        return x + fnn.Dense(128)(fnn.gelu(fnn.Dense(512)(fnn.LayerNorm()(x)))), None
-
-
-class Transformer(fnn.Module):
-    """Twelve blocks in a scan, each checkpointed if asked."""
-
-    checkpointed: bool
-
-    @fnn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        block = fnn.remat(Block, prevent_cse=False) if self.checkpointed else Block
-        blocks = fnn.scan(block, variable_axes={"params": 0}, split_rngs={"params": True}, length=12)
-        x, _ = blocks(name="blocks")(fnn.Dense(128)(x), None)
-        return fnn.Dense(10)(x.mean(1))
-
-
 def transformer() -> list[dict[str, Any]]:
     """Twelve blocks of width 128 on 8 sequences of 64: plain reverse against the default with checkpointed blocks."""
-    x = jax.random.normal(jax.random.key(0), (8, 64, 16))
-    episode = Episode(*[Batch(x, jnp.arange(8))] * 2)
-    params = Transformer(False).init(jax.random.key(1), x)
-    rows = []
+    episode, rows = sequences(), []
+    params = TRANSFORMERS["plain"].init(jax.random.key(1), episode.support.x)
     for name, optimizer, steps in (("sgd", optax.sgd(0.1), 2), ("adam", optax.adam(1e-3, eps_root=1e-8), 4)):
         found = {}
-        for form, checkpointed, hvp in (
-            ("plain reverse", False, "reverse_over_reverse"),
-            ("default, checkpointed blocks", True, "forward_over_reverse"),
+        for form, blocks, hvp in (
+            ("plain reverse", "plain", "reverse_over_reverse"),
+            ("default, checkpointed blocks", "checkpointed", "forward_over_reverse"),
         ):
-            loss_fn = task_loss(Transformer(checkpointed))
+            loss_fn = task_loss(TRANSFORMERS[blocks])
             settings = {"optimizer": optimizer, "hvp": hvp}
             found[form] = meta_bytes(loss_fn, params, episode, steps, settings) / MIB
         ratio = found["plain reverse"] / found["default, checkpointed blocks"]

@@ -78,11 +78,13 @@ def time_fit(settings: presets.Settings, setup: presets.Setup) -> float:
 def time_compiled(settings: presets.Settings, setup: presets.Setup) -> float:
     from jax.sharding import NamedSharding, PartitionSpec
 
-    from jaxmeta.learner import descended, task_mesh
+    from jaxmeta.learner import descended, divide
 
-    everywhere = NamedSharding(task_mesh(settings.meta_batch), PartitionSpec())
     source, key = setup.train_source, jax.random.key(1)
-    params = setup.learner.init(key, source.sample(source.data, key))
+    episode = source.sample(source.data, key)
+    params = setup.learner.init(key, episode)
+    mesh, chunk = divide(settings.meta_batch, None, None, setup.learner.meta_grad, params, episode, key)
+    everywhere = NamedSharding(mesh, PartitionSpec())
     state = jax.device_put(TrainState(params, setup.optimizer.init(descended(params))), everywhere)
     data = jax.block_until_ready(jax.device_put(source.data, everywhere))
     began = time.perf_counter()
@@ -92,8 +94,8 @@ def time_compiled(settings: presets.Settings, setup: presets.Setup) -> float:
             source.sample,
             setup.optimizer,
             settings.meta_batch,
-            None,
-            None,
+            chunk,
+            mesh.size,
             settings.log_every,
             state,
             data,

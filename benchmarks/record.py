@@ -47,6 +47,8 @@ def main(arguments: Arguments) -> None:
         **config,
         "history": [row for row in rows if row["step"] % max(1, steps[-1] // 20) == 0],
     }
+    if (run_dir / "lake.json").exists():
+        report["lake"] = json.loads((run_dir / "lake.json").read_text())
     path = Path(__file__).parent / "results" / f"{arguments.name}.json"
     path.write_text(json.dumps(report, indent=2) + "\n")
     print(

@@ -33,7 +33,7 @@ from jaxmeta.optimization import (
     truncated_maml,
     truncated_maml_grad,
 )
-from jaxmeta.training import Evaluation, FitResult, evaluate, fit
+from jaxmeta.training import Evaluation, FitResult, evaluate, evaluate_runs, fit
 
 __version__ = "0.1.0"
 
@@ -56,6 +56,7 @@ __all__ = [
     "clip_by_global_norm",
     "descended",
     "evaluate",
+    "evaluate_runs",
     "fit",
     "fomaml",
     "fomaml_grad",

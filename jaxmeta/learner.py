@@ -208,7 +208,8 @@ def batch_meta_grad(
             them; on CPU as many as keep the chunk's live memory near 2 MiB, which is all of them for a small MLP
             and one at a time for a convolutional network.
         devices: how many of `jax.devices()` to divide the tasks among; a divisor of their number. None for the
-            most that divide it.
+            most that divide it; but for one on CPU where all tasks together are so small that one chunk holds them,
+            as then the exchange costs more than it saves.
 
     Returns:
         `(grads, metrics)`, each averaged over the tasks.
@@ -228,14 +229,9 @@ def batch_meta_grad(
     -3.0
     """
     tasks = count_tasks(episodes)
-    mesh = task_mesh(tasks, devices)
-    share = tasks // mesh.size
     parts = (episodes, jax.random.split(key, tasks))
-    if chunk is None:
-        one = jax.eval_shape(lambda tree: jax.tree.map(lambda leaf: leaf[0], tree), parts)
-        chunk = choose_chunk(share, learner.meta_grad, params, *one)
-    if chunk < 1 or share % chunk:
-        raise ValueError(f"chunk={chunk} must divide the number of tasks on a device, which is {share}")
+    one = jax.eval_shape(lambda tree: jax.tree.map(lambda leaf: leaf[0], tree), parts)
+    mesh, chunk = divide(tasks, devices, chunk, learner.meta_grad, params, *one)
 
     def chunk_sum(params: Params, part: tuple[Episode, jax.Array]) -> tuple[Params, Metrics]:
         results = jax.vmap(learner.meta_grad, in_axes=(None, 0, 0))(params, *part)
@@ -264,10 +260,15 @@ def _sum_over_chunks(chunk_sum: Callable[[Any], Any], parts: Any, chunk: int) ->
     tasks = jax.tree.leaves(parts)[0].shape[0]
     if chunk == tasks:
         return chunk_sum(parts)
-    chunks = jax.tree.map(lambda leaf: leaf.reshape(tasks // chunk, chunk, *leaf.shape[1:]), parts)
-    like = jax.eval_shape(chunk_sum, jax.tree.map(lambda leaf: leaf[0], chunks))
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
-    return jax.lax.scan(lambda total, part: (jax.tree.map(jnp.add, total, chunk_sum(part)), None), zeros, chunks)[0]
+
+    # Slices of the arrays as they are: with an axis of chunks made by reshaping, the compiler copies them whole.
+    def take(number: jax.Array | int) -> Any:
+        return jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, number * chunk, chunk), parts)
+
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(lambda: chunk_sum(take(0))))
+    return jax.lax.fori_loop(
+        0, tasks // chunk, lambda number, total: jax.tree.map(jnp.add, total, chunk_sum(take(number))), zeros
+    )
 
 
 def task_mesh(tasks: int, devices: int | None = None) -> jax.sharding.Mesh:
@@ -303,18 +304,35 @@ def count_tasks(episodes: Episode) -> int:
     return sizes.pop()
 
 
-def choose_chunk(tasks: int, fn: Callable[..., Any], *args: Any) -> int:
-    """How many tasks to map at once: the rule behind `chunk=None`.
+def divide(
+    tasks: int, devices: int | None, chunk: int | None, fn: Callable[..., Any], *args: Any
+) -> tuple[jax.sharding.Mesh, int]:
+    """How tasks are divided among devices, and how many each maps at once: the rules behind `None`.
+
+    On an accelerator a device maps its whole share. On CPU it maps as many tasks as fit the cache; and where all of
+    them fit, one device takes them, since the exchange would cost more than it saves.
 
     Args:
-        tasks: how many a device has in all.
+        tasks: how many there are.
+        devices: how many devices; None chooses.
+        chunk: tasks that a device maps at once; None chooses.
         fn: a function of one task.
         *args: its arguments, arrays or `jax.ShapeDtypeStruct`s.
 
     Returns:
-        A divisor of `tasks`: all of them on an accelerator, on CPU as many as fit the cache.
+        `(mesh, chunk)`: a mesh as of `task_mesh`, and a divisor of each device's share of the tasks.
+
+    Raises:
+        ValueError: `devices` or `chunk` does not divide what it must.
     """
-    if jax.default_backend() != "cpu" or tasks == 1:
-        return tasks
-    fitting = max(1, _CACHE_BYTES // peak_bytes(fn, *args))
-    return max(size for size in range(1, tasks + 1) if tasks % size == 0 and size <= fitting)
+    fitting = tasks
+    if jax.default_backend() == "cpu" and tasks > 1 and (devices is None or chunk is None):
+        fitting = max(1, _CACHE_BYTES // peak_bytes(fn, *args))
+        devices = 1 if devices is None and tasks <= fitting else devices
+    mesh = task_mesh(tasks, devices)
+    share = tasks // mesh.size
+    if chunk is None:
+        chunk = max(size for size in range(1, share + 1) if share % size == 0 and size <= fitting)
+    if chunk < 1 or share % chunk:
+        raise ValueError(f"chunk={chunk} must divide the number of tasks on a device, which is {share}")
+    return mesh, chunk

@@ -135,6 +135,38 @@ def test_meta_sgd_with_one_rate_is_maml_and_its_rates_have_their_derivative() ->
     assert inner_product(grads.rates, direction) == pytest.approx(derivative, rel=1e-7)
 
 
+def test_meta_parameters_are_one_pytree() -> None:
+    """Initialisation, rates and weights of the support's examples, learned together."""
+    loss_fn, params, episode = small_problem()
+    model = nn.MLP((16, 16), 1, activation=jnp.tanh)
+    theta = {"network": params, "loss_weights": jnp.linspace(0.5, 1.5, 10)}
+    meta = WithRates(theta, jax.tree.map(lambda leaf: jnp.full_like(leaf, 0.05), theta))
+
+    def weighted(p, batch):  # the support's targets come with a mark; the query's loss is the plain one
+        targets, inner = batch.y
+        errors = (model.apply(p["network"], batch.x) - targets) ** 2
+        return jnp.where(inner, (p["loss_weights"][:, None] * errors).mean(), errors.mean())
+
+    marked = Episode(
+        *(Batch(part.x, (part.y, jnp.array(inner))) for part, inner in zip(episode, (True, False), strict=True))
+    )
+    adapting = mask_by_path(lambda path: "network" in path)
+    grads, _ = meta_sgd_grad(weighted, meta, marked, steps=2, mask=adapting)
+
+    def objective(meta):
+        network = meta.params["network"]
+        for _ in range(2):
+            step = jax.grad(lambda n: weighted({**meta.params, "network": n}, marked.support))(network)
+            network = jax.tree.map(lambda t, r, g: t - r * g, network, meta.rates["network"], step)
+        return loss_fn(network, episode.query)
+
+    assert_trees_close(grads, jax.grad(objective)(meta), rtol=1e-9, atol=1e-12)
+    assert float(jnp.abs(grads.params["loss_weights"]).min()) > 0
+    direction = random_direction(meta, 0)
+    derivative = stencil_derivative(jax.jit(objective), meta, direction, 1e-3)
+    assert inner_product(grads, direction) == pytest.approx(derivative, rel=1e-7)
+
+
 def test_meta_sgd_draws_its_rates_and_leaves_out_what_does_not_adapt() -> None:
     episode = small_classification()
     mask = mask_by_path(lambda path: "head" in path)

@@ -9,7 +9,7 @@ from helpers import assert_trees_close, to_float64
 
 from jaxmeta import batch_meta_grad, losses, maml, nn, tasks
 from jaxmeta._memory import peak_bytes
-from jaxmeta.learner import choose_chunk, count_tasks
+from jaxmeta.learner import count_tasks, divide
 
 LEARNER = maml(
     nn.MLP((8, 8), 1, activation=jnp.tanh),
@@ -41,7 +41,7 @@ def test_every_way_to_map_tasks_is_the_plain_loop(chunk, devices) -> None:
 
 
 def test_memory_does_not_grow_with_the_number_of_tasks() -> None:
-    """The gradient is taken inside the loop: 32 tasks one at a time need what 4 do."""
+    """The gradient is taken inside the loop, and reads the tasks where they are: 32, one at a time, need what 4 do."""
 
     wide = maml(nn.MLP((64, 64), 1), inner_optimizer=optax.sgd(0.05), steps=2, loss=losses.mean_squared_error)
 
@@ -57,14 +57,18 @@ def test_memory_does_not_grow_with_the_number_of_tasks() -> None:
 def test_small_models_are_mapped_whole_and_convolutions_one_by_one() -> None:
     params, episodes = problem(24)
     one = jax.tree.map(lambda leaf: leaf[0], episodes)
-    assert choose_chunk(24, LEARNER.meta_grad, params, one, jax.random.key(0)) == 24
+    mesh, chunk = divide(24, None, None, LEARNER.meta_grad, params, one, jax.random.key(0))
+    assert (mesh.size, chunk) == (1, 24)
+    mesh, chunk = divide(24, 2, None, LEARNER.meta_grad, params, one, jax.random.key(0))
+    assert (mesh.size, chunk) == (2, 12)
 
     conv = maml(nn.Conv4(5, pool="stride"), inner_optimizer=optax.sgd(0.4))
     classes = tasks.from_arrays(np.zeros((10, 28, 28, 1), np.uint8), np.arange(10) % 5)
     source = tasks.episodes(classes, ways=5, shots=1, queries=1)
     episode = source.sample(source.data, jax.random.key(0))
     shapes = jax.eval_shape(conv.init, jax.random.key(0), episode)
-    assert choose_chunk(32, conv.meta_grad, shapes, episode, jax.random.key(0)) == 1
+    mesh, chunk = divide(32, None, None, conv.meta_grad, shapes, episode, jax.random.key(0))
+    assert (mesh.size, chunk) == (2, 1)
 
 
 def test_the_memory_estimate_counts_what_is_alive() -> None:
@@ -88,7 +92,8 @@ def test_the_memory_estimate_counts_what_is_alive() -> None:
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"chunk": 4}, "chunk=4 must divide the number of tasks on a device, which is 3"),
+        ({"chunk": 4}, "chunk=4 must divide the number of tasks on a device, which is 6"),
+        ({"chunk": 4, "devices": 2}, "chunk=4 must divide the number of tasks on a device, which is 3"),
         ({"chunk": 0}, "chunk=0 must divide"),
         ({"devices": 4}, "devices=4 must divide the number of tasks, 6, and be among the 2 present"),
         ({"devices": 0}, "devices=0 must divide"),

@@ -11,6 +11,7 @@ import pytest
 from helpers import assert_trees_close
 
 from jaxmeta import nn
+from jaxmeta.nn import _trilinear
 
 
 def count(model, shape) -> int:
@@ -196,6 +197,24 @@ def test_a_convolution_keeps_its_derivatives_of_every_order_under_vmap(size, str
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10 * jnp.abs(b).max()), ours, theirs)
 
 
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("images", [4, 6, 7])
+@pytest.mark.parametrize("strides", [(1, 1), (2, 2)])
+def test_a_kernel_s_gradient_is_the_sum_over_slices_of_the_images(monkeypatch, images: int, strides) -> None:
+    x = jax.random.normal(jax.random.key(0), (images, 5, 6, 3))
+    w = jax.random.normal(jax.random.key(1), (3, 3, 3, 3))
+    monkeypatch.setattr(_trilinear, "_SLICE_BYTES", 3 * x.nbytes // images)  # three images a slice: 3 + 1, 3 + 3, ..
+
+    def gradient(conv):
+        return jax.grad(
+            lambda w: jnp.sin(conv(x, w, strides, "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))).sum()
+        )
+
+    ours = jax.jit(gradient(nn.conv_general_dilated))
+    assert ("while" in ours.lower(w).as_text()) == (images >= 6)  # a loop over whole slices
+    np.testing.assert_allclose(ours(w), gradient(jax.lax.conv_general_dilated)(w), rtol=1e-12, atol=1e-12)
+
+
 def test_networks_do_not_broadcast_ranks_implicitly() -> None:
     x = jnp.ones((4, 8, 8, 1))
     for model in (nn.Conv4(3, features=2, pool="stride"), nn.MLP((4,), 3, norm=True)):
@@ -227,6 +246,15 @@ def test_bad_input_is_named(make, message: str) -> None:
         make()
 
 
+def test_conv4_adds_no_bias_that_its_normalisation_takes_away() -> None:
+    x = jax.random.normal(jax.random.key(0), (6, 16, 16, 1))
+    for norm in (True, False):
+        model = nn.Conv4(3, features=2, pool="stride", norm=norm)
+        params = model.init(jax.random.key(1), x)
+        grads = jax.grad(lambda p, model=model: jnp.sum(model.apply(p, x) ** 2))(params)["params"]
+        assert [bool(jnp.any(grads[f"conv_{i}"]["bias"])) for i in range(4)] == [not norm] * 4
+
+
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("pool", ["stride", "max"])
 @pytest.mark.parametrize("readout", ["mean", "flatten"])
@@ -244,6 +272,6 @@ def test_conv4_is_the_network_written_out_in_plain_flax(pool, readout) -> None:
 
     x = jax.random.normal(jax.random.key(0), (6, 32, 32, 1), jnp.float64)
     ours = nn.Conv4(3, features=4, pool=pool, readout=readout)
-    params = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), ours.init(jax.random.key(1), x))
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.float64) + 0.1, ours.init(jax.random.key(1), x))
     expected, _ = Plain().apply(params, x, mutable=["batch_stats"])
     np.testing.assert_allclose(ours.apply(params, x), expected, rtol=1e-9, atol=1e-11)

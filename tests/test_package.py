@@ -44,7 +44,7 @@ FUNCTIONS = {
     if inspect.isfunction(value) and not name.startswith("_") and value.__module__.startswith("jaxmeta")
 }
 # They download, read a folder of images or draw a whole character set.
-WITHOUT_EXAMPLE = {"tasks.omniglot", "tasks.prepare_omniglot", "tasks.from_folder", "tasks.glyphs"}
+WITHOUT_EXAMPLE = {"tasks.omniglot", "tasks.prepare_omniglot", "tasks.from_folder", "tasks.glyphs", "tasks.lake_runs"}
 
 
 @pytest.mark.parametrize("name", sorted(FUNCTIONS))

@@ -72,9 +72,8 @@ def test_every_form_gives_the_same_gradient_in_double_precision(name: str) -> No
         assert_trees_close(form(hvp, remat), stock, rtol=1e-10, atol=1e-10 * scale)
 
 
-@pytest.mark.parametrize("name", ["mlp", "lstm", "attention"])
+@pytest.mark.parametrize("name", MODELS)
 def test_every_form_gives_the_same_gradient_in_single_precision(name: str) -> None:
-    """Smooth networks: where a ReLU flips by rounding, single precision says little."""
     model, params, episode = problem(name)
     optimizer = optax.adam(1e-2, eps_root=1e-8)
     stock = jax.jit(lambda p: gradient(model, p, episode, optimizer, "reverse_over_reverse", 0))(params)

@@ -70,6 +70,10 @@ def train(command: Train) -> None:
         _plots.plot_curves(run_dir / "curves.png", setup.learner, result.params, setup.test_source, seed=command.seed)
     else:
         _plots.plot_episode(run_dir / "episode.png", setup.test_source, seed=command.seed)
+    if setup.test_learner.compare is not None:
+        shown = (setup.test_learner, result.params, setup.test_source)
+        _plots.plot_embedding(run_dir / "embedding.png", *shown, seed=command.seed)
+        _plots.plot_kernel(run_dir / "kernel.png", *shown, seed=command.seed)
     print(_table(settings.method, settings.dataset, evaluation))
     print(f"Run folder: {run_dir} ({', '.join(sorted(path.name for path in run_dir.glob('*.png')))})")
 

@@ -43,7 +43,8 @@ class KochTwin(fnn.Module):
         Raises:
             ValueError: x is not a batch of images, or they are too small.
         """
-        if x.ndim != 4 or min(x.shape[1:3]) < (least := self._least()):
+        least = self._least()
+        if x.ndim != 4 or min(x.shape[1:3]) < least:
             raise ValueError(
                 f"x must hold images [n, height, width, channels], at least {least}x{least}, but has shape {x.shape}"
             )

@@ -114,7 +114,7 @@ def matching_fce(
     check_temperature(temperature)
     if read_steps < 0:
         raise ValueError(f"read_steps must be 0 or more, but is {read_steps}")
-    context = FullContext(read_steps)
+    context: Any = FullContext(read_steps)
 
     def compare(params: FullContextParams, support: Batch, query_x: Any, ways: int, key: jax.Array) -> Comparison:
         del ways

@@ -81,8 +81,8 @@ def relation(
     References:
         Sung, Yang, Zhang, Xiang, Torr, Hospedales 2018, arXiv:1711.06025.
     """
-    f = RelationEncoder() if encoder is None else encoder
-    g = RelationModule() if relation_module is None else relation_module
+    f: Any = RelationEncoder() if encoder is None else encoder
+    g: Any = RelationModule() if relation_module is None else relation_module
 
     def compare(params: RelationParams, support: Batch, query_x: Any, ways: int, key: jax.Array) -> Comparison:
         del key

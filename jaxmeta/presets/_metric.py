@@ -124,7 +124,9 @@ def _optimizer(settings: Settings) -> optax.GradientTransformation:
 
 
 def _refused(method: str) -> Mapping[str, str]:
-    found = dict.fromkeys(("inner_steps", "inner_lr"), "which does not adapt by gradient steps")
+    found: dict[str, str] = {}
+    for name in ("inner_steps", "inner_lr"):
+        found[name] = "which does not adapt by gradient steps"
     if method in ("relation", "siamese"):
         found["temperature"] = "whose kernel has none"
     return found

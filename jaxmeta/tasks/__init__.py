@@ -2,6 +2,7 @@
 
 from jaxmeta.tasks._arrays import from_arrays, from_folder, split_classes
 from jaxmeta.tasks._glyphs import glyphs
+from jaxmeta.tasks._lake import draw_runs, hausdorff_baseline, lake_runs, modified_hausdorff
 from jaxmeta.tasks._omniglot import Split, Subset, omniglot, prepare_omniglot
 from jaxmeta.tasks._sampler import Classes, Rotations, episodes
 from jaxmeta.tasks._sinusoid import sinusoid
@@ -13,10 +14,14 @@ __all__ = [
     "Source",
     "Split",
     "Subset",
+    "draw_runs",
     "episodes",
     "from_arrays",
     "from_folder",
     "glyphs",
+    "hausdorff_baseline",
+    "lake_runs",
+    "modified_hausdorff",
     "omniglot",
     "prepare_omniglot",
     "sinusoid",

@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from jaxmeta.episode import Episode, is_classification
-from jaxmeta.learner import MetaLearner, Params, choose_chunk, task_mesh
+from jaxmeta.learner import MetaLearner, Params, count_tasks, divide
 from jaxmeta.losses import score
 from jaxmeta.tasks import Source
 from jaxmeta.training._run import unbound
@@ -134,6 +134,58 @@ def evaluate(
     )
 
 
+def evaluate_runs(
+    learner: MetaLearner,
+    params: Params,
+    runs: Episode,
+    *,
+    seed: int = 0,
+    query_mode: QueryMode = "transductive",
+    info: Mapping[str, Any] | None = None,
+) -> Evaluation:
+    """Judges meta-parameters on given episodes, such as Lake's one-shot runs.
+
+    Args:
+        learner: the method.
+        params: its meta-parameters.
+        runs: episodes with a leading axis: x `[runs, n, ...]`, as `tasks.lake_runs` and `tasks.draw_runs` give them.
+        seed: of the keys that the learner draws from.
+        query_mode: as in `evaluate`.
+        info: what describes the runs in the result, JSON-able.
+
+    Returns:
+        An `Evaluation`; with n queries a run, the share of right answers among `runs * n` trials is its `mean`.
+
+    Raises:
+        ValueError: there are fewer than two runs, or they have no queries, or `query_mode` is unknown.
+        FloatingPointError: the metric of a run is not finite.
+
+    >>> from jaxmeta import nn, prototypical, tasks
+    >>> letters = tasks.glyphs("test", classes=50, image_size=16)._replace(groups=("one",) * 10)
+    >>> runs = tasks.draw_runs(letters, runs=2, ways=4)
+    >>> learner = prototypical(nn.MLP((), 8), ways=4)
+    >>> params = learner.init(jax.random.key(0), jax.tree.map(lambda leaf: leaf[0], runs))
+    >>> found = evaluate_runs(learner, params, runs)
+    >>> found.metric, found.episodes
+    ('accuracy', 2)
+    """
+    if query_mode not in get_args(QueryMode):
+        raise ValueError(f"query_mode must be one of {get_args(QueryMode)}, but is {query_mode!r}")
+    count = count_tasks(runs)
+    if count < 2:
+        raise ValueError(f"runs must be 2 or more for an interval, but are {count}")
+    if runs.query.x.shape[1] == 0:
+        raise ValueError("the runs have no queries to judge by")
+    metric = "accuracy" if is_classification(runs.query.y) else "mse"
+    keys = jax.random.split(jax.random.key(seed), count)
+    table = np.asarray(_scores(learner, query_mode, None, unbound(params), runs, keys))
+    _check_finite(metric, table)
+    by_step = [_mean_interval(column) for column in table.T] if learner.predict_path is not None else None
+    digest = hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(runs))).hexdigest()
+    final = table[:, -1]
+    return Evaluation(metric, *_mean_interval(final), by_step, query_mode, count, seed, digest, dict(info or {}), final)
+
+
 def _mean_interval(values: np.ndarray) -> tuple[float, float]:
     values = values.astype(np.float64)
     return float(values.mean()), float(1.96 * values.std(ddof=1) / math.sqrt(len(values)))
@@ -165,11 +217,9 @@ def _scores(
         return jax.vmap(lambda predictions: score(predictions, episode.query.y)[1])(path)
 
     def share(params: Params, block: Episode, keys: jax.Array) -> jax.Array:
-        first = jax.tree.map(lambda leaf: leaf[0], (block, keys))
-        size = chunk or choose_chunk(len(keys), one, params, *first)
-        return jax.lax.map(lambda item: one(params, *item), (block, keys), batch_size=size)
+        return jax.lax.map(lambda item: one(params, *item), (block, keys), batch_size=chunk or fitting)
 
-    mesh = task_mesh(len(keys))
+    mesh, fitting = divide(len(keys), None, None, one, params, *jax.tree.map(lambda leaf: leaf[0], (block, keys)))
     specs = (P(), P("tasks"), P("tasks"))
     divided = jax.shard_map(share, mesh=mesh, in_specs=specs, out_specs=P("tasks"), check_vma=False)
     return divided(params, block, keys)

@@ -21,7 +21,7 @@ import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxmeta.learner import MetaLearner, Params, batch_meta_grad, descended, outer_step, task_mesh
+from jaxmeta.learner import MetaLearner, Params, batch_meta_grad, descended, divide, outer_step
 from jaxmeta.tasks import Source
 from jaxmeta.training import _run
 from jaxmeta.training._run import TrainState
@@ -98,12 +98,12 @@ def fit(
     if resume and run_dir is None:
         raise ValueError("resume=True wants the run_dir to resume from, but it is None")
     init_key, train_key = jax.random.split(jax.random.key(seed))
-    start_at: Any = params
-    if params is None:
-        start_at = learner.init(init_key, jax.jit(source.sample)(source.data, init_key))
-    everywhere = NamedSharding(task_mesh(meta_batch, devices), PartitionSpec())
+    episode = jax.jit(source.sample)(source.data, init_key)
+    start_at: Any = learner.init(init_key, episode) if params is None else params
+    mesh, each = divide(meta_batch, devices, chunk, learner.meta_grad, start_at, episode, train_key)
+    everywhere = NamedSharding(mesh, PartitionSpec())
     state = TrainState(start_at, optimizer.init(descended(start_at)))
-    window = functools.partial(_train_window, learner, source.sample, optimizer, meta_batch, chunk, devices)
+    window = functools.partial(_train_window, learner, source.sample, optimizer, meta_batch, each, mesh.size)
     data = jax.device_put(source.data, everywhere)
     run = functools.partial(_train, window, data, train_key, steps, log_every, meta_batch, progress)
 
@@ -115,7 +115,7 @@ def fit(
 
     run_dir = Path(run_dir)
     asked = {"steps": steps, "meta_batch": meta_batch, "seed": seed, "log_every": log_every, "chunk": chunk}
-    asked["devices"] = everywhere.mesh.size  # a sum over devices has its own order, and so its own last bits
+    asked["devices"] = mesh.size  # a sum over devices has its own order, and so its own last bits
     _run.start_run(run_dir, {**(config or {}), "fit": asked, "source": dict(source.info)}, resume=resume)
     with _run.checkpointer(run_dir, training=True) as saver:
         start, state = _run.load_latest(saver, state) or (0, state)

@@ -68,6 +68,54 @@ def plot_episode(path: Path, source: Source, *, seed: int) -> None:
     figure.savefig(path)
 
 
+def plot_embedding(path: Path, learner: MetaLearner, params: Params, source: Source, *, seed: int) -> None:
+    """The embeddings of one episode on their two main axes, a colour for each class."""
+    assert learner.compare is not None
+    key = jax.random.key(seed)
+    episode: Episode = source.sample(source.data, key)
+    found = learner.compare(params, episode.support, episode.query.x, key)
+    sets = [np.asarray(part).reshape(len(part), -1) for part in (found.queries, found.support, found.references)]
+    points = np.split(_two_axes(np.concatenate(sets)), np.cumsum([len(part) for part in sets])[:-1])
+    labels = [episode.query.y, episode.support.y, np.arange(len(sets[2])) if found.labels is None else found.labels]
+    figure, (axis,) = _figure(1, 1, size=4.0)
+    marks = [("query", "o", 12), ("support", "^", 45), ("prototype", "*", 150)][: 3 if found.labels is None else 2]
+    for (name, marker, size), xy, classes in zip(marks, points, labels, strict=False):
+        axis.scatter(
+            *xy.T,
+            s=size,
+            c=np.asarray(classes),
+            cmap="tab20",
+            marker=marker,
+            edgecolors="black",
+            linewidths=0.3,
+            label=name,
+        )
+    axis.set(xlabel="first principal axis", ylabel="second principal axis")
+    axis.legend(fontsize="small")
+    figure.savefig(path)
+
+
+def plot_kernel(path: Path, learner: MetaLearner, params: Params, source: Source, *, seed: int) -> None:
+    """k(x, x_i) of one episode: a row for each query, in the order of classes, a column for each reference."""
+    assert learner.compare is not None
+    key = jax.random.key(seed)
+    episode: Episode = source.sample(source.data, key)
+    found = learner.compare(params, episode.support, episode.query.x, key)
+    figure, (axis,) = _figure(1, 1, size=4.0)
+    picture = axis.imshow(np.exp(np.asarray(found.log_kernel)), aspect="auto", cmap="viridis", vmin=0.0)
+    axis.set(xlabel="class" if found.labels is None else "support example", ylabel="query, class by class")
+    figure.colorbar(picture, label="k(x, x_i)")
+    figure.savefig(path)
+
+
+def _two_axes(x: np.ndarray) -> np.ndarray:
+    """Rows `[n, d]` along the two axes of most variance, `[n, 2]`."""
+    centred = x - x.mean(0)
+    axes = np.linalg.svd(centred, full_matrices=False)[2][:2]
+    found = centred @ axes.T
+    return np.pad(found, ((0, 0), (0, 2 - found.shape[1])))
+
+
 def _figure(rows: int, columns: int, size: float = 3.2) -> tuple[Any, Any]:
     from matplotlib.figure import Figure
 

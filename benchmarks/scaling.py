@@ -1,0 +1,98 @@
+"""Time of an exact meta-gradient: in inner steps, tasks, ways and width, of checkpoints, and of a deep inner model.
+
+python benchmarks/scaling.py
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+from common import CONV4, TRANSFORMERS, first, images, in_turns, sequences, task_loss, write
+
+from jaxmeta import adapt, batch_meta_grad, maml, nn
+from jaxmeta.cli._commands import use_cores
+
+REPEATS = 5
+
+
+def main() -> None:
+    use_cores(None)
+    report: dict[str, Any] = {"command": "python benchmarks/scaling.py", "network": "strided Conv4, 3 queries a class"}
+    report["in_steps"] = sweep({str(k): conv4(steps=k) for k in (1, 2, 5, 10, 20)})
+    report["in_tasks"] = sweep({str(t): conv4(tasks=t) for t in (4, 8, 16, 32)})
+    report["in_ways"] = sweep({str(w): conv4(ways=w) for w in (5, 10, 20)})
+    report["in_width"] = sweep({str(f): conv4(features=f) for f in (16, 32, 64, 128)})
+    report["checkpoints"] = checkpoints()
+    report["transformer"] = transformer()
+    write("scaling", report)
+
+
+def conv4(*, steps: int = 1, tasks: int = 8, ways: int = 5, features: int = 64) -> tuple[Callable[[], Any], float]:
+    """A compiled meta-gradient as a function without arguments, and the seconds of its compilation."""
+    model = nn.Conv4(ways, features=features, pool="stride", readout="mean", norm_scale=False)
+    episodes = images(tasks, 3, ways=ways)
+    params = model.init(jax.random.key(0), first(episodes).support.x)
+    learner = maml(model, inner_optimizer=optax.sgd(0.4), steps=steps)
+    return compiled(lambda p, e: batch_meta_grad(learner, p, e, jax.random.key(1)), params, episodes)
+
+
+def compiled(fn: Callable[..., Any], *args: Any) -> tuple[Callable[[], Any], float]:
+    began = time.perf_counter()
+    program = jax.jit(fn).lower(*args).compile()
+    return lambda: program(*args), time.perf_counter() - began
+
+
+def sweep(runs: dict[str, tuple[Callable[[], Any], float]]) -> dict[str, dict[str, float]]:
+    """Milliseconds, milliseconds over those of the first, and seconds of compilation."""
+    seconds = in_turns({name: run for name, (run, _) in runs.items()}, REPEATS)
+    least = next(iter(seconds.values()))
+    rows = {
+        name: {
+            "ms": round(1e3 * seconds[name], 2),
+            "over_first": round(seconds[name] / least, 2),
+            "compile_s": round(c, 1),
+        }
+        for name, (_, c) in runs.items()
+    }
+    print(rows, flush=True)
+    return rows
+
+
+def objective(loss_fn: Any, episode: Any, **settings: Any) -> Callable[[Any], jax.Array]:
+    return lambda p: loss_fn(adapt(loss_fn, p, episode.support, **settings).params, episode.query)
+
+
+def checkpoints() -> dict[str, dict[str, float]]:
+    """One task, 64 inner steps: plain reverse mode against the default and levels of checkpoints."""
+    model, episode = CONV4["stride"], first(images(1, 3))
+    params = model.init(jax.random.key(0), episode.support.x)
+    forms = {"reverse": {"hvp": "reverse_over_reverse"}, "default": {}, "remat=2": {"remat": 2}}
+    forms['remat="auto"'] = {"remat": "auto"}
+    return sweep(
+        {
+            name: compiled(
+                jax.grad(objective(task_loss(model), episode, optimizer=optax.sgd(0.1), steps=64, **form)), params
+            )
+            for name, form in forms.items()
+        }
+    )
+
+
+def transformer() -> list[dict[str, Any]]:
+    """Twelve blocks: plain reverse mode against the default with checkpointed blocks."""
+    episode, rows = sequences(), []
+    params = TRANSFORMERS["plain"].init(jax.random.key(1), episode.support.x)
+    for name, optimizer, steps in (("sgd", optax.sgd(0.1), 2), ("adam", optax.adam(1e-3, eps_root=1e-8), 4)):
+        runs = {}
+        for form, hvp in (("plain", "reverse_over_reverse"), ("checkpointed", "forward_over_reverse")):
+            loss_fn = task_loss(TRANSFORMERS[form])
+            gradient = jax.grad(objective(loss_fn, episode, optimizer=optimizer, steps=steps, hvp=hvp))
+            runs[form] = compiled(gradient, params)
+        rows.append({"optimizer": name, "steps": steps, "times": sweep(runs)})
+    return rows
+
+
+if __name__ == "__main__":
+    main()

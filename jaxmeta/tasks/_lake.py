@@ -1,0 +1,184 @@
+"""Lake's one-shot classification: runs of 20 trials within an alphabet, and the baseline of its demonstration.
+
+A run is one 20-way 1-shot episode: 20 characters of an alphabet as one drawer drew them are the classes, and the same
+characters by another drawer are the queries. The official archive `all_runs` holds 20 runs:
+
+    all_runs/run01/class_labels.txt      lines "run01/test/item01.png run01/training/class08.png"
+    all_runs/run01/training/class01.png ..
+    all_runs/run01/test/item01.png ..
+
+The baseline takes the class whose image has the smallest modified Hausdorff distance; on the official files it errs in
+38.8 % of the 400 trials.
+"""
+
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmeta.episode import Batch, Episode
+from jaxmeta.tasks._sampler import Classes
+
+
+def lake_runs(path: str | Path, *, image_size: int = 105) -> Episode:
+    """Reads the folder of the official one-shot runs.
+
+    Args:
+        path: the folder that holds `run01`, `run02` and so on.
+        image_size: height and width in pixels; the originals have 105. Resized with a Lanczos filter.
+
+    Returns:
+        Runs as a batch of episodes: x `[runs, 20, image_size, image_size, 1]`, ink 1 on 0; support labels 0 to 19 in
+        the order of their files' names, query labels by `class_labels.txt`.
+
+    Raises:
+        FileNotFoundError: there is no such folder, no run in it, or a file that a run names is missing.
+        ValueError: a line of `class_labels.txt` is not a pair of images, a trial names a class twice, or runs differ
+            in size.
+
+    References:
+        Lake, Salakhutdinov, Tenenbaum 2015, doi:10.1126/science.aab3050.
+    """
+    root = Path(path)
+    files = sorted(root.glob("run*/class_labels.txt"))
+    if not files:
+        raise FileNotFoundError(
+            f"no one-shot runs at {root}: want folders run01, run02, .. with a class_labels.txt each"
+        )
+    runs = [_read_run(root, file, image_size) for file in files]
+    sizes = {tuple(len(batch.y) for batch in run) for run in runs}
+    if len(sizes) > 1:
+        raise ValueError(f"runs must all have as many classes and trials, but those of {root} have {sorted(sizes)}")
+    return _stacked(runs)
+
+
+def _read_run(root: Path, file: Path, image_size: int) -> Episode:
+    pairs = [line.split() for line in file.read_text().splitlines() if line.strip()]
+    for number, pair in enumerate(pairs, 1):
+        if len(pair) != 2:
+            raise ValueError(f"{file}, line {number}: want a test image and its training image, but found {pair}")
+    classes = sorted(pair[1] for pair in pairs)
+    if len(set(classes)) != len(classes):
+        raise ValueError(f"{file}: each training image should answer one test image, but one comes twice")
+    trials = sorted(pairs)
+    support = np.stack([_read_ink(root / name, image_size) for name in classes])
+    query = np.stack([_read_ink(root / test, image_size) for test, _ in trials])
+    answers = np.array([classes.index(answer) for _, answer in trials], np.int32)
+    return Episode(
+        Batch(jnp.asarray(support), jnp.arange(len(classes), dtype=jnp.int32)),
+        Batch(jnp.asarray(query), jnp.asarray(answers)),
+    )
+
+
+def _read_ink(file: Path, image_size: int) -> np.ndarray:
+    """A drawing, ink 1 on 0, `[image_size, image_size, 1]`; the files hold black ink on white."""
+    from PIL import Image, ImageOps
+
+    if not file.is_file():
+        raise FileNotFoundError(f"a one-shot run names {file}, which is not there")
+    with Image.open(file) as image:
+        ink = ImageOps.invert(image.convert("L"))
+    if ink.size != (image_size, image_size):
+        ink = ink.resize((image_size, image_size), Image.Resampling.LANCZOS)
+    return np.asarray(ink, np.float32)[..., None] / 255
+
+
+def draw_runs(classes: Classes, *, runs: int = 20, ways: int = 20, seed: int = 0) -> Episode:
+    """Draws runs like Lake's from classes with groups: within one alphabet, one drawing against another.
+
+    Alphabets take turns, in a random order, those with fewer than `ways` characters left out. The data do not tell
+    who drew what: a character's two drawings are of two drawers, but those of a run are not all of the same two.
+
+    Args:
+        classes: characters with their alphabets as groups, two `uint8` drawings of each at least.
+        runs: how many episodes.
+        ways: characters in each, and trials.
+        seed: decides all.
+
+    Returns:
+        Runs as a batch of episodes, x `[runs, ways, ...]` in [0, 1].
+
+    Raises:
+        ValueError: the classes have no groups, none of them is large enough, or a class has only one drawing.
+
+    >>> from jaxmeta import tasks
+    >>> letters = tasks.glyphs("test", classes=50, image_size=8)._replace(groups=("one",) * 4 + ("two",) * 6)
+    >>> draw_runs(letters, runs=3, ways=5).query.x.shape
+    (3, 5, 8, 8, 1)
+    """
+    if classes.groups is None:
+        raise ValueError("one-shot runs are drawn within an alphabet, but the classes have no groups")
+    names = np.array(classes.groups)
+    found = {name: np.flatnonzero(names == name) for name in sorted(set(classes.groups))}
+    eligible = [members for members in found.values() if len(members) >= ways]
+    if not eligible:
+        raise ValueError(f"ways={ways}, but no group has more than {max(map(len, found.values()))} classes")
+    if classes.counts.min() < 2:
+        raise ValueError("one-shot runs want two drawings of every class, but one has fewer")
+    rng, drawn = np.random.default_rng(seed), []
+    order = rng.permutation(len(eligible))
+    labels = jnp.arange(ways, dtype=jnp.int32)
+    for run in range(runs):
+        chosen = rng.choice(eligible[order[run % len(order)]], ways, replace=False)
+        places = np.array([rng.choice(classes.counts[c], 2, replace=False) for c in chosen])
+        images = classes.examples[chosen[:, None], places].astype(np.float32) / 255
+        drawn.append(Episode(*(Batch(jnp.asarray(images[:, i]), labels) for i in (0, 1))))
+    return _stacked(drawn)
+
+
+def _stacked(runs: list[Episode]) -> Episode:
+    return Episode(
+        *(Batch(*(jnp.stack([getattr(run[i], part) for run in runs]) for part in ("x", "y"))) for i in (0, 1))
+    )
+
+
+def modified_hausdorff(first: np.ndarray, second: np.ndarray) -> float:
+    """The modified Hausdorff distance between the inks of two images, each about its own centre, in pixels.
+
+        max( mean_a min_b |a - b|, mean_b min_a |a - b| )
+
+    Args:
+        first: an image `[h, w]` or `[h, w, 1]`; what is above half its range is ink.
+        second: the other.
+
+    Raises:
+        ValueError: an image has no ink.
+
+    >>> image = np.zeros((5, 5))
+    >>> image[1, 1:4] = 1
+    >>> modified_hausdorff(image, np.roll(image, 2, axis=0)), round(modified_hausdorff(image, image.T), 4)
+    (0.0, 0.6667)
+
+    References:
+        Dubuisson, Jain 1994, ICPR.
+    """
+    a, b = (_points(image) for image in (first, second))
+    between = np.sqrt(np.maximum((a**2).sum(1)[:, None] - 2 * a @ b.T + (b**2).sum(1), 0))
+    return float(max(between.min(0).mean(), between.min(1).mean()))
+
+
+def _points(image: np.ndarray) -> np.ndarray:
+    points = np.argwhere(np.squeeze(np.asarray(image)) > 0.5).astype(np.float64)
+    if not len(points):
+        raise ValueError("an image has no ink, and so no distance from another")
+    return points - points.mean(0)
+
+
+def hausdorff_baseline(runs: Episode) -> np.ndarray:
+    """The share of trials that the modified Hausdorff distance answers wrongly, for each run `[runs]`.
+
+    Args:
+        runs: what `lake_runs` or `draw_runs` gives.
+
+    >>> from jaxmeta import tasks
+    >>> letters = tasks.glyphs("test", classes=50, image_size=16)._replace(groups=("one",) * 10)
+    >>> hausdorff_baseline(draw_runs(letters, runs=2, ways=4)).shape
+    (2,)
+    """
+    wrong = []
+    for support, query, labels, answers in zip(
+        *(np.asarray(x) for x in (runs.support.x, runs.query.x, runs.support.y, runs.query.y)), strict=True
+    ):
+        nearest = [np.argmin([modified_hausdorff(image, known) for known in support]) for image in query]
+        wrong.append(np.mean(labels[nearest] != answers))
+    return np.array(wrong)

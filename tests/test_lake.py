@@ -1,0 +1,164 @@
+"""Lake's one-shot protocol, on a folder that the test draws itself, and on the real alphabets where they are."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+import jaxmeta as jm
+from jaxmeta import Batch, MetaLearner, nn, tasks
+
+SIZE, WAYS = 21, 4
+
+
+def draw_runs_folder(root: Path, runs: int = 2) -> list[list[int]]:
+    """A folder like `all_runs`: bars of their own length and place, shifted in the tests. Returns the answers."""
+    answers = []
+    for run in range(1, runs + 1):
+        order = np.random.default_rng(run).permutation(WAYS)
+        lines = []
+        for kind in ("training", "test"):
+            (root / f"run{run:02d}" / kind).mkdir(parents=True)
+        for item, answer in enumerate(order):
+            for name, number, shift in (("training/class", answer, 0), ("test/item", item, 3)):
+                image = np.full((SIZE, SIZE), 255, np.uint8)
+                image[4 + shift : 6 + shift, 2 : 6 + 3 * answer] = 0  # black ink on white
+                Image.fromarray(image).convert("1").save(root / f"run{run:02d}" / f"{name}{number + 1:02d}.png")
+            lines.append(f"run{run:02d}/test/item{item + 1:02d}.png run{run:02d}/training/class{answer + 1:02d}.png")
+        (root / f"run{run:02d}" / "class_labels.txt").write_text("\n".join(reversed(lines)) + "\n")
+        answers.append(order.tolist())
+    return answers
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    draw_runs_folder(tmp_path / "all_runs")
+    return tmp_path / "all_runs"
+
+
+def nearest() -> MetaLearner:
+    """A learner without parameters: the support image with the most ink in common, after centring."""
+
+    def centred(x: jax.Array) -> jax.Array:
+        return jnp.sort(x.sum(1).reshape(len(x), -1), axis=1)
+
+    def predict(params, support: Batch, query_x: jax.Array, key: jax.Array) -> jax.Array:
+        return -jnp.abs(centred(query_x)[:, None] - centred(support.x)[None]).sum(-1)
+
+    return MetaLearner(lambda key, episode: {}, lambda params, episode, key: ({}, {}), predict)
+
+
+def test_the_official_layout_is_read(tmp_path: Path) -> None:
+    answers = draw_runs_folder(tmp_path / "all_runs")
+    runs = tasks.lake_runs(tmp_path / "all_runs", image_size=SIZE)
+    assert runs.support.x.shape == runs.query.x.shape == (2, WAYS, SIZE, SIZE, 1)
+    assert runs.query.y.tolist() == answers
+    assert runs.support.y.tolist() == [list(range(WAYS))] * 2
+    assert set(np.unique(runs.support.x)) == {0.0, 1.0}
+    assert runs.support.x.mean() < 0.2, "ink is 1"
+
+
+def test_the_baseline_finds_what_is_only_shifted(folder: Path) -> None:
+    runs = tasks.lake_runs(folder, image_size=SIZE)
+    np.testing.assert_array_equal(tasks.hausdorff_baseline(runs), [0, 0])
+    wrong = runs._replace(query=runs.query._replace(y=(runs.query.y + 1) % WAYS))
+    np.testing.assert_array_equal(tasks.hausdorff_baseline(wrong), [1, 1])
+
+
+def test_the_distance_is_the_loop() -> None:
+    rng = np.random.default_rng(0)
+    images = [rng.uniform(size=(7, 9)) > 0.7 for _ in range(2)]
+    sets = [np.argwhere(image) - np.argwhere(image).mean(0) for image in images]
+    one, other = (np.mean([min(np.hypot(*(p - q)) for q in to) for p in of]) for of, to in (sets, sets[::-1]))
+    np.testing.assert_allclose(tasks.modified_hausdorff(*images), max(one, other), rtol=1e-12)
+    with pytest.raises(ValueError, match="an image has no ink"):
+        tasks.modified_hausdorff(images[0], np.zeros((7, 9)))
+
+
+def test_any_learner_is_judged(folder: Path) -> None:
+    runs = tasks.lake_runs(folder, image_size=SIZE)
+    found = jm.evaluate_runs(nearest(), {}, runs, info={"name": "all_runs"})
+    assert (found.metric, found.mean, found.episodes) == ("accuracy", 1.0, 2)
+    half = runs._replace(query=runs.query._replace(y=runs.query.y.at[0].set(-1)))
+    assert jm.evaluate_runs(nearest(), {}, half).mean == 0.5
+    with pytest.raises(ValueError, match="runs must be 2 or more"):
+        jm.evaluate_runs(nearest(), {}, jax.tree.map(lambda leaf: leaf[:1], runs))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "error", "message"),
+    [
+        (lambda root: None, FileNotFoundError, "no one-shot runs at"),
+        (lambda root: (root / "run01/test/item02.png").unlink(), FileNotFoundError, r"item02\.png, which is not there"),
+        (lambda root: (root / "run02/class_labels.txt").write_text("one\n"), ValueError, "line 1: want a test image"),
+        (lambda root: repeat_line(root / "run02/class_labels.txt"), ValueError, "but one comes twice"),
+        (lambda root: drop_line(root / "run02/class_labels.txt"), ValueError, "as many classes and trials"),
+    ],
+)
+def test_a_bad_folder_is_named(spoil, error, message: str, folder: Path, tmp_path: Path) -> None:
+    spoil(folder)
+    root = tmp_path / "nowhere" if "no one-shot" in message else folder
+    with pytest.raises(error, match=message):
+        tasks.lake_runs(root, image_size=SIZE)
+
+
+def repeat_line(file: Path) -> None:
+    file.write_text(file.read_text() + file.read_text().splitlines()[0] + "\n")
+
+
+def drop_line(file: Path) -> None:
+    file.write_text("\n".join(file.read_text().splitlines()[1:]) + "\n")
+
+
+def grouped() -> tasks.Classes:
+    """Two alphabets, of 4 and of 8 letters; every image of a letter has its number as its only value."""
+    numbers = np.arange(12, dtype=np.uint8)[:, None, None, None, None]
+    examples = np.broadcast_to(numbers, (12, 5, 2, 2, 1)) + np.zeros((1, 5, 1, 1, 1), np.uint8)
+    groups = ("small",) * 4 + ("large",) * 8
+    return tasks.Classes(examples, np.full(12, 5, np.int32), tuple(map(str, range(12))), {"name": "grouped"}, groups)
+
+
+def test_drawn_runs_keep_to_an_alphabet() -> None:
+    runs = tasks.draw_runs(grouped(), runs=6, ways=4)
+    letters = np.rint(np.asarray(runs.support.x)[..., 0, 0, 0] * 255).astype(int)
+    assert all(len(set(run)) == 4 and len({letter < 4 for letter in run}) == 1 for run in letters.tolist())
+    assert {bool(run[0] < 4) for run in letters} == {True, False}
+    np.testing.assert_array_equal(runs.support.x, runs.query.x)
+    assert {
+        run[0] >= 4 for run in np.asarray(tasks.draw_runs(grouped(), runs=4, ways=5).support.x[:, :, 0, 0, 0] * 255)
+    }
+    with pytest.raises(ValueError, match="ways=9, but no group has more than 8 classes"):
+        tasks.draw_runs(grouped(), ways=9)
+    with pytest.raises(ValueError, match="the classes have no groups"):
+        tasks.draw_runs(grouped()._replace(groups=None))
+
+
+def test_episodes_can_keep_to_a_group() -> None:
+    source = tasks.episodes(grouped(), ways=4, shots=1, queries=1, within_groups=True)
+    keys = jax.random.split(jax.random.key(0), 40)
+    found = jax.vmap(source.sample, (None, 0))(source.data, keys)
+    letters = np.rint(np.asarray(found.support.x)[..., 0, 0, 0] * 255).astype(int)
+    assert all(len(set(run)) == 4 and len({letter < 4 for letter in run}) == 1 for run in letters.tolist())
+    assert 8 < sum(run[0] < 4 for run in letters.tolist()) < 32  # groups are alike likely, whatever their size
+    large = tasks.episodes(grouped(), ways=5, shots=1, queries=1, within_groups=True)
+    assert (large.sample(large.data, keys[0]).support.x * 255 > 3.5).all()
+    with pytest.raises(ValueError, match="ways=9, but no group has more than 8 classes"):
+        tasks.episodes(grouped(), ways=9, shots=1, queries=1, within_groups=True)
+    with pytest.raises(ValueError, match="within_groups=True, but the classes have no groups"):
+        tasks.episodes(grouped()._replace(groups=None), ways=2, shots=1, queries=1, within_groups=True)
+
+
+def test_the_real_alphabets_serve(tfds_dir: Path) -> None:
+    """The baseline on runs drawn from the evaluation alphabets errs about as often as on the official ones."""
+    classes = tasks.omniglot("lake", "test", image_size=28, data_dir=tfds_dir)
+    assert classes.groups is not None
+    assert len(set(classes.groups)) == 20
+    runs = tasks.draw_runs(classes, runs=4, seed=1)
+    errors = tasks.hausdorff_baseline(runs)
+    assert 0.2 < errors.mean() < 0.6
+    learner = jm.prototypical(nn.MLP((), 16, norm=True), ways=20)
+    params = learner.init(jax.random.key(0), jax.tree.map(lambda leaf: leaf[0], runs))
+    assert jm.evaluate_runs(learner, params, runs).mean > 0.1

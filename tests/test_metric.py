@@ -1,0 +1,460 @@
+"""The metric family against loops in NumPy, in double precision, and what its papers are often misread on."""
+
+import flax.linen as fnn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from helpers import to_float64
+
+import jaxmeta as jm
+from jaxmeta import Batch, Episode, metric, nn, tasks
+
+KEY = jax.random.key(0)
+LABELS = np.array([2, 0, 1, 0, 2, 1, 1])  # three classes, in no order, of unequal sizes
+ENCODER = nn.MLP((6,), 4, activation=jnp.tanh)
+
+
+def vectors(seed: int = 0) -> Episode:
+    rng = np.random.default_rng(seed)
+    support = Batch(jnp.asarray(rng.normal(size=(7, 5))), jnp.asarray(LABELS))
+    return Episode(support, Batch(jnp.asarray(rng.normal(size=(9, 5))), jnp.asarray(np.arange(9) % 3)))
+
+
+def images(size: int = 10, shots: int = 2) -> Episode:
+    rng = np.random.default_rng(1)
+    labels = np.repeat(np.arange(3), shots)
+    support = Batch(jnp.asarray(rng.uniform(size=(len(labels), size, size, 1))), jnp.asarray(labels))
+    return Episode(support, Batch(jnp.asarray(rng.uniform(size=(4, size, size, 1))), jnp.asarray([0, 1, 2, 0])))
+
+
+def started(learner: jm.MetaLearner, episode: Episode):
+    return to_float64(jax.jit(learner.init)(KEY, episode))
+
+
+def mlp(params, x: np.ndarray) -> np.ndarray:
+    """`ENCODER`, by hand."""
+    weights = jax.tree.map(np.asarray, params["params"])
+    hidden = np.tanh(x @ weights["dense_0"]["kernel"] + weights["dense_0"]["bias"])
+    return hidden @ weights["head"]["kernel"] + weights["head"]["bias"]
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-x))
+
+
+def kl(z: np.ndarray, c: np.ndarray) -> float:
+    """The Bregman distance of sum_j exp(z_j)."""
+    return float(np.sum(np.exp(z) - np.exp(c) - (z - c) * np.exp(c)))
+
+
+DISTANCES = {
+    "squared_euclidean": ("squared_euclidean", lambda z, c: np.sum((z - c) ** 2)),
+    "cosine": ("cosine", lambda z, c: 1 - z @ c / np.linalg.norm(z) / np.linalg.norm(c)),
+    "bregman": (metric.bregman(lambda z: jnp.exp(z).sum()), kl),
+}
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("name", DISTANCES)
+def test_prototypical_is_the_loop(name: str) -> None:
+    """Means of embeddings, not of distances; the distance neither rooted nor divided by the dimension."""
+    distance, by_hand = DISTANCES[name]
+    episode, learner = vectors(), jm.prototypical(ENCODER, distance=distance, ways=3)
+    params = started(learner, episode)
+    embedded, queries = (mlp(params, np.asarray(batch.x)) for batch in episode)
+    prototypes = [embedded[c == LABELS].mean(0) for c in range(3)]
+    probs = softmax(np.array([[-by_hand(q, c) for c in prototypes] for q in queries]))
+    found = learner.predict(params, episode.support, episode.query.x, KEY)
+    np.testing.assert_allclose(found, np.log(probs), rtol=1e-10, atol=1e-10)
+    loss = -np.mean(np.log(probs[np.arange(9), np.arange(9) % 3]))
+    np.testing.assert_allclose(learner.meta_grad(params, episode, KEY)[1]["loss"], loss, rtol=1e-10)
+
+
+@pytest.mark.usefixtures("float64")
+def test_prototypes_are_a_linear_classifier() -> None:
+    episode, learner = vectors(), jm.prototypical(ENCODER, ways=3)
+    params = started(learner, episode)
+    assert learner.compare is not None
+    found = learner.compare(params, episode.support, episode.query.x, KEY)
+    linear = found.queries @ (2 * found.references.T) - jnp.sum(found.references**2, axis=1)
+    np.testing.assert_allclose(found.log_kernel, jax.nn.log_softmax(linear), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("temperature", [1.0, 0.1])
+def test_matching_is_the_loop(temperature: float) -> None:
+    episode, learner = vectors(), jm.matching(ENCODER, temperature=temperature, ways=3)
+    params = started(learner, episode)
+    embedded, queries = (mlp(params, np.asarray(batch.x)) for batch in episode)
+    probs = np.zeros((9, 3))
+    for q, f in enumerate(queries):
+        cosines = np.array([f @ g / np.linalg.norm(f) / np.linalg.norm(g) for g in embedded])
+        for i, a in enumerate(softmax(cosines / temperature)):
+            probs[q, LABELS[i]] += a
+    found = learner.predict(params, episode.support, episode.query.x, KEY)
+    np.testing.assert_allclose(np.exp(found), probs, rtol=1e-10)
+    np.testing.assert_allclose(np.exp(found).sum(1), 1, rtol=1e-12)
+    loss = -np.mean(np.log(probs[np.arange(9), np.arange(9) % 3]))
+    np.testing.assert_allclose(learner.meta_grad(params, episode, KEY)[1]["loss"], loss, rtol=1e-10)
+
+
+@pytest.mark.parametrize(("ways", "ceiling", "signed"), [(5, 0.405, 0.649), (20, 0.125, 0.280)])
+def test_a_cosine_softmax_has_a_ceiling(ways: int, ceiling: float, signed: float) -> None:
+    """At temperature 1: e / (e + N - 1) with features that are not negative, e / (e + (N - 1) / e) with others."""
+    learner = jm.matching(Untouched(), ways=ways)
+    plain = Batch(jnp.eye(ways), jnp.arange(ways))
+    found = jnp.exp(learner.predict({}, plain, plain.x, KEY))
+    np.testing.assert_allclose(found.max(), np.e / (np.e + ways - 1), rtol=1e-5)
+    np.testing.assert_allclose(found.max(), ceiling, atol=1e-3)
+    opposed = Batch(jnp.ones((ways, 1)).at[1:].set(-1.0), jnp.arange(ways))
+    found = jnp.exp(learner.predict({}, opposed, opposed.x[:1], KEY))
+    np.testing.assert_allclose(found.max(), signed, atol=1e-3)
+    sharp = jm.matching(Untouched(), temperature=0.05, ways=ways).predict({}, plain, plain.x, KEY)
+    assert jnp.exp(sharp).max() > 0.99
+
+
+class Untouched(fnn.Module):
+    """An embedding that leaves vectors as they are."""
+
+    @fnn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x
+
+
+def lstm(kernel: np.ndarray, bias: np.ndarray, joined: np.ndarray, c: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    i, f, g, o = np.split(joined @ kernel + bias, 4)
+    c = sigmoid(f + 1) * c + sigmoid(i) * np.tanh(g)
+    return sigmoid(o) * np.tanh(c), c
+
+
+@pytest.mark.usefixtures("float64")
+def test_full_context_is_the_loop() -> None:
+    episode, learner = vectors(), jm.matching_fce(ENCODER, read_steps=3, temperature=0.3, ways=3)
+    params = started(learner, episode)
+    w = jax.tree.map(np.asarray, params.context["params"])
+    order = np.asarray(jax.random.permutation(KEY, 7))
+    plain, queries = (mlp(params.encoder, np.asarray(batch.x)) for batch in episode)
+    context = {}
+    for direction, sequence in (("forward", order), ("backward", order[::-1])):
+        h = c = np.zeros(4)
+        for i in sequence:
+            joined = np.concatenate([plain[i], h])
+            h, c = lstm(w[f"{direction}_kernel"], w[f"{direction}_bias"], joined, c)
+            context[direction, i] = h
+    g = np.stack([context["forward", i] + context["backward", i] + plain[i] for i in range(7)])
+    probs = np.zeros((9, 3))
+    for q, f in enumerate(queries):
+        h = c = np.zeros(4)
+        for _ in range(3):
+            read = sum(a * row for a, row in zip(softmax(g @ h), g, strict=True))  # a dot product, not a cosine
+            h, c = lstm(w["read_kernel"], w["read_bias"], np.concatenate([f, h, read]), c)
+            h = h + f
+        cosines = g @ h / np.linalg.norm(h) / np.linalg.norm(g, axis=1)
+        for i, a in enumerate(softmax(cosines / 0.3)):
+            probs[q, LABELS[i]] += a
+    found = learner.predict(params, episode.support, episode.query.x, KEY)
+    np.testing.assert_allclose(np.exp(found), probs, rtol=1e-10)
+
+
+@pytest.mark.usefixtures("float64")
+def test_without_read_steps_queries_embed_plainly() -> None:
+    episode, learner = vectors(), jm.matching_fce(ENCODER, read_steps=0, ways=3)
+    params = started(learner, episode)
+    assert learner.compare is not None
+    found = learner.compare(params, episode.support, episode.query.x, KEY)
+    np.testing.assert_allclose(found.queries, mlp(params.encoder, np.asarray(episode.query.x)), rtol=1e-10)
+
+
+LEARNERS = {
+    "prototypical": jm.prototypical(ENCODER, ways=3),
+    "cosine": jm.prototypical(ENCODER, distance="cosine", ways=3),
+    "matching": jm.matching(ENCODER, temperature=0.1, ways=3),
+    "siamese": jm.siamese(ENCODER, ways=3),
+    "matching_fce": jm.matching_fce(ENCODER, ways=3),
+}
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("name", LEARNERS)
+def test_the_order_of_the_support_set_matters_to_full_context_alone(name: str) -> None:
+    episode, learner = vectors(), LEARNERS[name]
+    params, order, predict = (
+        started(learner, episode),
+        np.random.default_rng(3).permutation(7),
+        jax.jit(learner.predict),
+    )
+    shuffled = jax.tree.map(lambda leaf: leaf[order], episode.support)
+    plain, moved = (predict(params, s, episode.query.x, KEY) for s in (episode.support, shuffled))
+    same = np.allclose(plain, moved, rtol=1e-10, atol=1e-12)
+    assert same == (name != "matching_fce")
+    renamed = episode.support._replace(y=(episode.support.y + 1) % 3)
+    turned = predict(params, renamed, episode.query.x, KEY)
+    np.testing.assert_allclose(jnp.roll(plain, 1, axis=1), turned, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_rows_of_zeros_poison_nothing(name: str) -> None:
+    """All inputs are zeros, and so with zero biases are all embeddings, but one."""
+    episode = to_float32(vectors())
+    learner = {
+        "prototypical": jm.prototypical(Scale(), ways=3),
+        "cosine": jm.prototypical(Scale(), distance="cosine", ways=3),
+        "matching": jm.matching(Scale(), temperature=0.1, ways=3),
+        "siamese": jm.siamese(Scale(), ways=3),
+        "matching_fce": jm.matching_fce(Scale(), ways=3),
+    }[name]
+    blank = jax.tree.map(lambda x: x.at[1:].set(0.0) if x.ndim > 1 else x, episode)
+    params = learner.init(KEY, blank)
+    grads, metrics = jax.jit(learner.meta_grad)(params, blank, KEY)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((grads, metrics)))
+    assert np.isfinite(learner.predict(params, blank.support, blank.query.x, KEY)).all()
+
+
+class Scale(fnn.Module):
+    """An embedding that turns zeros to zeros."""
+
+    @fnn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x * self.param("scale", fnn.initializers.ones, x.shape[-1:])
+
+
+def to_float32(episode: Episode) -> Episode:
+    return jax.tree.map(lambda x: x.astype(jnp.float32) if x.ndim > 1 else x, episode)
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_the_number_of_ways_changes_no_probability(name: str) -> None:
+    """Told nothing, a learner leaves room for as many classes as there are examples; those without one get 0."""
+    episode = to_float32(vectors())
+    told = LEARNERS[name]
+    params = told.init(KEY, episode)
+    untold = {
+        "prototypical": jm.prototypical(ENCODER),
+        "cosine": jm.prototypical(ENCODER, distance="cosine"),
+        "matching": jm.matching(ENCODER, temperature=0.1),
+        "siamese": jm.siamese(ENCODER),
+        "matching_fce": jm.matching_fce(ENCODER),
+    }[name]
+    narrow, wide = (jax.jit(one.predict)(params, episode.support, episode.query.x, KEY) for one in (told, untold))
+    np.testing.assert_allclose(wide[:, :3], narrow, rtol=1e-5, atol=1e-6)
+    assert (wide[:, 3:] == -jnp.inf).all()
+    grads = [jax.jit(one.meta_grad)(params, episode, KEY)[0] for one in (told, untold)]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), *grads)
+
+
+@pytest.mark.usefixtures("float64")
+def test_relation_scores_the_joined_sums() -> None:
+    """The score of class c is the module's on [sum of the class's maps, the query's map], convolved as one image."""
+    learner, episode = jm.relation(ways=3), images(22)
+    params = started(learner, episode)
+    encoder, w = metric.RelationEncoder(), params.relation["params"]
+    support, queries = (encoder.apply(params.encoder, batch.x) for batch in episode)  # in passes of their own
+    sums = support.reshape(3, 2, *support.shape[1:]).sum(1)
+    pairs = jnp.stack([jnp.concatenate([c, q], axis=-1) for q in queries for c in sums])
+
+    def block(x: jax.Array, kernel: jax.Array, bias: jax.Array, norm: dict[str, jax.Array]) -> jax.Array:
+        x = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")) + bias
+        x = (x - x.mean((0, 1, 2))) / jnp.sqrt(x.var((0, 1, 2)) + 1e-5) * norm["scale"] + norm["bias"]
+        return fnn.max_pool(jax.nn.relu(x), (2, 2), (2, 2))
+
+    del support
+    x = block(pairs, w["conv_0_kernel"], w["conv_0_bias"], w["norm_0"])
+    x = block(x, w["conv_1"]["kernel"], w["conv_1"]["bias"], w["norm_1"])
+    x = jax.nn.relu(x.reshape(len(pairs), -1) @ w["dense_0"]["kernel"] + w["dense_0"]["bias"])
+    scores = sigmoid(np.asarray(x @ w["dense_1"]["kernel"] + w["dense_1"]["bias"])).reshape(4, 3)
+    found = learner.predict(params, episode.support, episode.query.x, KEY)
+    np.testing.assert_allclose(np.exp(found), scores, rtol=1e-10)
+    loss = np.mean((scores - np.eye(3)[np.asarray(episode.query.y)]) ** 2)
+    np.testing.assert_allclose(learner.meta_grad(params, episode, KEY)[1]["loss"], loss, rtol=1e-10)
+
+
+@pytest.mark.usefixtures("float64")
+def test_equal_support_images_count_as_often_as_they_come() -> None:
+    """The sum over shots, not the mean: K equal images are K times the feature map of one."""
+    one, learner = images(22, shots=1), jm.relation(ways=3)
+    params = started(learner, one)
+    repeated = jax.tree.map(lambda leaf: jnp.repeat(leaf, 3, axis=0), one.support)
+    assert learner.compare is not None
+    single, triple = (learner.compare(params, s, one.query.x, KEY) for s in (one.support, repeated))
+    np.testing.assert_allclose(triple.references, 3 * single.references, rtol=1e-10)
+    logits = metric.RelationModule().apply(params.relation, 3 * single.references, single.queries)
+    np.testing.assert_allclose(triple.log_kernel, jax.nn.log_sigmoid(logits), rtol=1e-9)
+    assert not np.allclose(triple.log_kernel, single.log_kernel)
+
+
+@pytest.mark.usefixtures("float64")
+def test_siamese_is_the_loop() -> None:
+    """L1 after the twin, weights of any sign, half the loss to pairs of one class, L2 by layer."""
+    l2 = {"dense_0": 1e-2, "head": 3e-3}
+    # The twin's last layer and the head over the differences are both named head.
+    episode, learner = vectors(), jm.siamese(ENCODER, l2=l2, ways=3)
+    params = started(learner, episode)
+    embedded, queries = (mlp(params.encoder, np.asarray(batch.x)) for batch in episode)
+    alpha, b = (np.asarray(params.head[name]) for name in ("kernel", "bias"))
+    p = np.array([[sigmoid(alpha @ np.abs(f - g) + b) for g in embedded] for f in queries])
+    same = np.asarray(episode.query.y)[:, None] == LABELS
+    weights = jax.tree.map(np.asarray, params.encoder["params"])
+    penalty = 1e-2 * (weights["dense_0"]["kernel"] ** 2).sum()
+    penalty += 3e-3 * ((weights["head"]["kernel"] ** 2).sum() + (alpha**2).sum())
+    loss = -np.log(p[same]).mean() / 2 - np.log(1 - p[~same]).mean() / 2 + penalty
+    np.testing.assert_allclose(learner.meta_grad(params, episode, KEY)[1]["loss"], loss, rtol=1e-10)
+    best = np.stack([p[:, c == LABELS].max(1) for c in range(3)], axis=1)
+    found = learner.predict(params, episode.support, episode.query.x, KEY)
+    np.testing.assert_allclose(np.exp(found), best, rtol=1e-10)
+    verified = metric.verify(ENCODER, params, episode.query.x[:7], episode.support.x)
+    np.testing.assert_allclose(verified, p[np.arange(7), np.arange(7)], rtol=1e-10)
+
+
+def count(shapes) -> int:
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes))
+
+
+def test_parameter_counts_are_the_papers() -> None:
+    """Section by section; shapes alone, nothing is allocated."""
+    pixels = {size: Batch(jnp.zeros((2, size, size, 1)), jnp.arange(2)) for size in (28, 105)}
+    episodes = {size: Episode(batch, batch) for size, batch in pixels.items()}
+    assert count(jax.eval_shape(jm.prototypical(nn.Conv4(None)).init, KEY, episodes[28])) == 111_936
+    found = jax.eval_shape(jm.relation().init, KEY, episodes[28])
+    assert (count(found.encoder), count(found.relation)) == (111_936, 111_505)
+    colour = jnp.zeros((2, 84, 84, 3))
+    mini = jm.relation(relation_module=metric.RelationModule(padding="VALID"))
+    batch = Batch(colour, jnp.arange(2))
+    assert count(jax.eval_shape(mini.init, KEY, Episode(batch, batch)).relation) == 115_601
+    found = jax.eval_shape(jm.siamese(metric.KochTwin()).init, KEY, episodes[105])
+    assert count(found.encoder) == 38_947_648
+    assert count(found) == 38_951_745
+
+
+def test_initial_values_are_the_papers() -> None:
+    episode = jax.tree.map(lambda x: x.astype(jnp.float32) if x.ndim > 1 else x, images(28, 1))
+    params = jax.jit(jm.relation(ways=3).init)(KEY, episode)
+    for layer in ("dense_0", "dense_1"):
+        assert (params.relation["params"][layer]["bias"] == 1).all()
+    kernel = params.encoder["params"]["conv_1"]["kernel"]
+    np.testing.assert_allclose(kernel.std(), (2 / (9 * 64)) ** 0.5, rtol=0.02)
+    twin = jax.jit(metric.KochTwin(features=(8, 8), windows=(3, 3), width=32).init)(KEY, episode.support.x)["params"]
+    np.testing.assert_allclose(twin["dense"]["kernel"].std(), 0.2, rtol=0.02)
+    np.testing.assert_allclose(twin["conv_1"]["kernel"].std(), 0.01, rtol=0.1)
+    np.testing.assert_allclose(twin["conv_1"]["bias"].mean(), 0.5, atol=0.02)
+
+
+def test_distortions_are_the_maps_they_say() -> None:
+    from jaxmeta.metric._koch import affine
+
+    rng = np.random.default_rng(0)
+    image = rng.uniform(size=(9, 9, 2)).astype(np.float32)
+    still = np.zeros(7)
+    np.testing.assert_allclose(affine(image, still), image, atol=1e-6)
+    quarter = affine(image, [np.pi / 2, 0, 0, 0, 0, 0, 0])
+    assert any(np.allclose(quarter, np.rot90(image, k), atol=1e-4) for k in (1, 3))
+    moved = affine(image, [0, 0, 0, 0, 0, 2 / 9, 0])  # two columns to the right
+    np.testing.assert_allclose(moved[:, 2:], image[:, :-2], atol=1e-5)
+    np.testing.assert_allclose(moved[:, :2], 0, atol=1e-5)
+    wide = affine(np.ones((9, 9, 1), np.float32), [0, 0, 0, -0.5, 0, 0, 0])
+    assert [int((wide[i, :, 0] > 0.5).sum()) for i in (0, 4)] == [5, 5]
+    many = jax.jit(metric.affine_distortions)(jnp.broadcast_to(image, (400, 9, 9, 2)), KEY)
+    same = np.mean(np.abs(many - image).max((1, 2, 3)) < 1e-4)
+    assert same < 0.06  # each of seven parts rests with probability 1/2
+    assert np.isfinite(many).all()
+
+
+def test_zero_shot_prototypes_come_from_descriptions() -> None:
+    """Classes never seen in training are told from their descriptions, and prototypes have length 1."""
+    source = described_classes()
+    learner = jm.prototypical_zero_shot(nn.MLP((), 8), nn.MLP((), 8), ways=5)
+    result = jm.fit(learner, source, optax.adam(1e-2), steps=300, meta_batch=2, log_every=100, progress=False)
+    found = jm.evaluate(learner, result.params, source._replace(data=jnp.array(1)), episodes=50)
+    assert found.mean > 0.8
+    episode = source.sample(source.data, KEY)
+    assert learner.compare is not None
+    references = learner.compare(result.params, episode.support, episode.query.x, KEY).references
+    np.testing.assert_allclose(jnp.linalg.norm(references, axis=1), 1.0, rtol=1e-5)
+
+
+def described_classes() -> tasks.Source:
+    """Classes with a description of 6 numbers, whose examples are a fixed linear map of it and noise."""
+    mixing = jax.random.normal(jax.random.key(7), (6, 12))
+
+    def sample(data: jax.Array, key: jax.Array) -> Episode:
+        class_key, noise_key = jax.random.split(jax.random.fold_in(key, data))
+        v = jax.random.normal(class_key, (5, 6))
+        labels = jnp.arange(15) % 5
+        x = v[labels] @ mixing + 0.3 * jax.random.normal(noise_key, (15, 12))
+        return Episode(Batch(v, jnp.arange(5)), Batch(x, labels))
+
+    return tasks.Source(sample, jnp.array(0), {"ways": 5, "shots": 0})
+
+
+BAD = {
+    "lacks a class": (lambda e: e._replace(support=e.support._replace(y=jnp.zeros(7, int))), "ways=3, but the support"),
+    "label out of range": (
+        lambda e: e._replace(support=e.support._replace(y=e.support.y + 1)),
+        r"must lie in \[0, 3\)",
+    ),
+    "query of no class": (lambda e: e._replace(query=e.query._replace(y=e.query.y + 5)), "labels .5, 6, 7., which no"),
+    "no queries": (lambda e: e._replace(query=jax.tree.map(lambda x: x[:0], e.query)), "query holds no examples"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+@pytest.mark.parametrize("method", ["prototypical", "matching_fce"])
+def test_a_bad_episode_is_named(name: str, method: str) -> None:
+    spoil, message = BAD[name]
+    episode = to_float32(vectors())
+    params = LEARNERS[method].init(KEY, episode)
+    with pytest.raises(ValueError, match=message):
+        LEARNERS[method].meta_grad(params, spoil(episode), KEY)
+
+
+def test_bad_arguments_are_named() -> None:
+    with pytest.raises(
+        ValueError, match=r'distance must be "squared_euclidean", "cosine" or a function .* but is .l2.'
+    ):
+        jm.prototypical(ENCODER, distance="l2")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="temperature must be positive and finite, but is 0"):
+        jm.matching(ENCODER, temperature=0)
+    with pytest.raises(ValueError, match="read_steps must be 0 or more, but is -1"):
+        jm.matching_fce(ENCODER, read_steps=-1)
+    with pytest.raises(ValueError, match="ways must be 2 or more, but is 1"):
+        jm.relation(ways=1)
+    with pytest.raises(ValueError, match="l2 must not be negative"):
+        jm.siamese(ENCODER, l2=-1.0)
+    with pytest.raises(
+        ValueError, match=r"l2 names \['conv_9'\], but the layers with kernels are \['dense_0', 'head'\]"
+    ):
+        jm.siamese(ENCODER, l2={"conv_9": 1.0}).init(KEY, to_float32(vectors()))
+    episode = tasks.sinusoid(shots=5).sample((), KEY)
+    with pytest.raises(TypeError, match=r"support\.y must hold integer class labels"):
+        LEARNERS["matching"].predict({}, episode.support, episode.query.x, KEY)
+
+
+def test_images_of_the_wrong_size_are_named() -> None:
+    episode = to_float32(images(8))
+    for learner, least in ((jm.relation(ways=3), "10x10"), (jm.siamese(metric.KochTwin(), ways=3), "65x65")):
+        with pytest.raises(ValueError, match=f"at least {least}, but has shape"):
+            learner.init(KEY, episode)
+    with pytest.raises(ValueError, match="must hold inputs of one shape"):
+        LEARNERS["matching"].predict({}, episode.support, episode.query.x[:, :7], KEY)
+    learner, big = jm.prototypical(metric.RelationEncoder(features=2), ways=3), to_float32(images(10))
+    params = learner.init(KEY, big)
+    with pytest.raises(ValueError, match=r"the encoder must return embeddings \[n, d\], but returns shape"):
+        learner.predict(params, big.support, big.query.x, KEY)
+
+
+def test_a_class_without_support_gets_no_probability_where_labels_are_not_known() -> None:
+    episode = to_float32(vectors())
+    params = LEARNERS["prototypical"].init(KEY, episode)
+    lacking = episode.support._replace(y=jnp.minimum(episode.support.y, 1))
+    for name in ("prototypical", "matching", "siamese"):
+        learner = LEARNERS[name]
+        params = learner.init(KEY, episode)
+        found = jax.jit(learner.predict)(params, lacking, episode.query.x, KEY)
+        assert (found[:, 2] == -jnp.inf).all()
+        assert np.isfinite(found[:, :2]).all()
