@@ -36,10 +36,11 @@ def main() -> None:
     example = jax.eval_shape(setup.train_source.sample, setup.train_source.data, jax.random.key(0))
     like = jax.eval_shape(setup.learner.init, jax.random.key(0), example)
     params, step = load_params(given.run, like, setup.optimizer)
-    shape = {"ways": settings.ways, "shots": settings.shots, "queries": settings.queries}
     validation = tasks.episodes(
         tasks.omniglot(settings.split, "val", image_size=settings.image_size),
-        **shape,
+        ways=settings.ways,
+        shots=settings.shots,
+        queries=settings.queries,
         rotations=settings.test_rotations,
     )
     lstm = evaluate(setup.learner, params, setup.test_source, episodes=600)

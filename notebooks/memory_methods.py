@@ -6,6 +6,7 @@
 # notebook follows one episode through that memory, slot by slot. It runs in less than a minute on two CPU cores.
 
 # %%
+# %matplotlib inline
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -78,8 +79,8 @@ result = jm.fit(learner, source, optax.adam(1e-2), steps=800, meta_batch=16, chu
 analysis.plot_instances(result.history)
 
 # %% [markdown]
-# The first presentation stays near one in three, and each later one is better than the one before: what was learned in
-# training is not any class, but to store and to find.
+# The first presentation stays a guess, if one among the labels that have not come up yet; from the second on most
+# answers are right. What was learned in training is not any class, but to store and to find.
 #
 # ## One episode, step by step
 #

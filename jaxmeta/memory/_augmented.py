@@ -1,5 +1,6 @@
 """A convolutional network whose last layers have fast weights beside their slow ones."""
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -51,13 +52,13 @@ class AugmentedConv(nn.Module):
         for i in range(self.convolutions):
             name = f"conv_{i}"
             slow = self._slow(name, (3, 3, x.shape[-1], self.features))
-            x = sum(nn.relu(_conv(x, layer)) for layer in _both(slow, fast.get(name)))
+            x = _total([nn.relu(_conv(x, layer)) for layer in _both(slow, fast.get(name))])
             x = max_pool(x, (2, 2), (2, 2), "SAME")
         x = x.reshape(len(x), -1)
         slow = self._slow("dense", (x.shape[1], self.key_features))
-        keys = sum(nn.relu(_dense(x, layer)) for layer in _both(slow, fast.get("dense")))
+        keys = _total([nn.relu(_dense(x, layer)) for layer in _both(slow, fast.get("dense"))])
         slow = self._slow("head", (self.key_features, self.outputs))
-        return sum(_dense(keys, layer) for layer in _both(slow, fast.get("head"))), keys
+        return _total([_dense(keys, layer) for layer in _both(slow, fast.get("head"))]), keys
 
     def _slow(self, name: str, shape: tuple[int, ...]) -> Layer:
         init = nn.initializers.he_normal()
@@ -66,12 +67,14 @@ class AugmentedConv(nn.Module):
 
 def logits(model: AugmentedConv, slow: Params, x: jax.Array, fast: Any = None) -> jax.Array:
     """The network's predictions `[n, outputs]`."""
-    return model.apply(slow, x, fast)[0]
+    found: Any = model.apply(slow, x, fast)
+    return found[0]
 
 
 def embed(model: AugmentedConv, slow: Params, x: jax.Array, fast: Any = None) -> jax.Array:
     """The network's keys `[n, key_features]`."""
-    return model.apply(slow, x, fast)[1]
+    found: Any = model.apply(slow, x, fast)
+    return found[1]
 
 
 def fast_part(model: AugmentedConv, slow: Params) -> dict[str, Layer]:
@@ -82,6 +85,10 @@ def fast_part(model: AugmentedConv, slow: Params) -> dict[str, Layer]:
 def with_part(slow: Params, part: dict[str, Layer]) -> Params:
     """Slow weights with some layers replaced."""
     return {"params": {**slow["params"], **part}}
+
+
+def _total(parts: list[jax.Array]) -> jax.Array:
+    return functools.reduce(jnp.add, parts)
 
 
 def _both(slow: Layer, fast: Layer | None) -> list[Layer]:

@@ -96,7 +96,7 @@ class Cell(NamedTuple):
         hidden, cell = self._control(gates, state.cell)
         if self.addressing == "none":
             return CellState(hidden, cell, state.read, None), (hidden, None), fed
-        step = self._lrua if self.addressing == "lrua" else self._ntm
+        step: Any = self._lrua if self.addressing == "lrua" else self._ntm
         memory, read, trace = step(state.memory, bias["heads"] + hidden @ kernels["heads"])
         read = read.ravel()
         outputs = jnp.concatenate([hidden, read])
@@ -186,8 +186,8 @@ class MANN(nn.Module):
         if "heads" in shapes:
             bias = self.param("heads_bias", nn.initializers.zeros, shapes["heads"][1:])
             biases["heads"] = jnp.broadcast_to(bias, (len(x), len(bias)))
-        state, (hidden, trace) = scan_deferred(cell.step, kernels, state, biases)
-        return nn.Dense(labels.shape[1], name="output")(hidden), state, trace
+        end, (hidden, trace) = scan_deferred(cell.step, kernels, state, biases)
+        return nn.Dense(labels.shape[1], name="output")(hidden), end, trace
 
     def _cell(self) -> Cell:
         return Cell(*(getattr(self, name) for name in Cell._fields))

@@ -74,7 +74,7 @@ def read_episode(
     """
     order_key, word_key = jax.random.split(key)
     batch, spelled = _shuffle(batch, ways, order_key), words(labels, ways, word_key)
-    outputs, _, trace = model.apply(params, batch.x, one_step_late(spelled.write(batch.y)))
+    outputs, _, trace = _run(model, params, batch.x, one_step_late(spelled.write(batch.y)))
     return Reading(batch.y, spelled.right(outputs, batch.y), spelled.loss(outputs, batch.y), trace)
 
 
@@ -157,10 +157,17 @@ def mann(model: MANN, *, ways: int, labels: Code = "one_hot", distort: Distort |
         order_key, word_key = jax.random.split(key)
         support, spelled = _shuffle(support, ways, order_key), words(labels, ways, word_key)
         written = spelled.write(support.y)
-        _, state, _ = model.apply(params, support.x, one_step_late(written))
+        _, state, _ = _run(model, params, support.x, one_step_late(written))
         return _answer_each(model, params, state, written[-1], spelled)(query_x)
 
     return MetaLearner(init, meta_grad, predict)
+
+
+def _run(
+    model: MANN, params: Params, x: jax.Array, labels: jax.Array, state: CellState | None = None
+) -> tuple[jax.Array, CellState, Trace | None]:
+    found: Any = model.apply(params, x, labels, state)
+    return found
 
 
 def _answer_each(
@@ -169,7 +176,7 @@ def _answer_each(
     """Answers queries from one memory: each beside the last support label, and on a memory of its own."""
 
     def answer(x: jax.Array) -> jax.Array:
-        outputs, _, _ = model.apply(params, x[None], last[None], state)
+        outputs, _, _ = _run(model, params, x[None], last[None], state)
         return spelled.class_scores(outputs)[0]
 
     return jax.vmap(answer)

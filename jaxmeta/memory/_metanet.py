@@ -110,7 +110,8 @@ def memorise(
         slow = with_part(params.representation, part)
         if not several:
             return cross_entropy(logits(model, slow, pair[0].x[None]), pair[0].y[None])
-        return _contrastive(*(embed(model, slow, one.x[None])[0] for one in pair), pair[0].y == pair[1].y)
+        first, other = (embed(model, slow, one.x[None])[0] for one in pair)
+        return _contrastive(first, other, pair[0].y == pair[1].y)
 
     def task_loss(part: Params, one: Batch) -> jax.Array:
         return cross_entropy(logits(model, with_part(params.base, part), one.x[None]), one.y[None])
@@ -202,8 +203,8 @@ def metanet(
     def init(key: jax.Array, episode: Episode) -> MetaNetParams:
         check_episode(episode, ways=model.outputs)
         keys = jax.random.split(key, 4)
-        networks = (model.init(k, episode.support.x) for k in keys[:2])
-        return MetaNetParams(*networks, init_example(keys[2], hidden), init_task(keys[3], hidden))
+        base, representation = (model.init(k, episode.support.x) for k in keys[:2])
+        return MetaNetParams(base, representation, init_example(keys[2], hidden), init_task(keys[3], hidden))
 
     def answer(params: MetaNetParams, support: Batch, query_x: jax.Array, key: jax.Array) -> jax.Array:
         if samples is not None and not 1 <= samples <= len(support.y):

@@ -61,11 +61,14 @@ def _optimizer(settings: Settings) -> optax.GradientTransformation:
 
 
 def _refused(method: str) -> Mapping[str, str]:
-    found = dict.fromkeys(("inner_steps", "inner_lr"), "which does not adapt by gradient steps")
-    found["train_ways"] = "whose network has one output for each class of its episodes"
-    found["halve_every"] = "whose outer rate stays"
-    found["temperature"] = "whose attention has none"
-    return found
+    del method
+    return {
+        "inner_steps": "which does not adapt by gradient steps",
+        "inner_lr": "which does not adapt by gradient steps",
+        "train_ways": "whose network has one output for each class of its episodes",
+        "halve_every": "whose outer rate stays",
+        "temperature": "whose attention has none",
+    }
 
 
 MEMORY = Family(("mann", "metanet"), _preset, _learner, _optimizer, _refused, any_ways=False, regression=False)
