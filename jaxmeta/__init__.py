@@ -1,6 +1,6 @@
 """Meta-learning in JAX with exact second-order gradients."""
 
-from jaxmeta import analysis, losses, metric, nn, optimization, tasks
+from jaxmeta import analysis, losses, memory, metric, nn, optimization, tasks
 from jaxmeta.episode import Batch, Episode, check_episode
 from jaxmeta.inner import Adapted, adapt, clip_by_global_norm, mask_by_path, minibatches
 from jaxmeta.learner import (
@@ -13,6 +13,7 @@ from jaxmeta.learner import (
     descended,
     outer_step,
 )
+from jaxmeta.memory import mann, metanet
 from jaxmeta.metric import matching, matching_fce, prototypical, prototypical_zero_shot, relation, siamese
 from jaxmeta.optimization import (
     anil,
@@ -21,6 +22,7 @@ from jaxmeta.optimization import (
     fomaml_grad,
     imaml,
     imaml_grad,
+    lstm_meta_learner,
     maml,
     maml_grad,
     maml_pp,
@@ -62,14 +64,18 @@ __all__ = [
     "imaml",
     "imaml_grad",
     "losses",
+    "lstm_meta_learner",
     "maml",
     "maml_grad",
     "maml_pp",
+    "mann",
     "mask_by_path",
     "matching",
     "matching_fce",
+    "memory",
     "meta_sgd",
     "meta_sgd_grad",
+    "metanet",
     "metric",
     "minibatches",
     "nn",

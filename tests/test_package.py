@@ -86,6 +86,7 @@ def test_imports_run_one_way(path: Path) -> None:
         "inner",
         "optimization",
         "metric",
+        "memory",
         "analysis",
         "training",
         "presets",

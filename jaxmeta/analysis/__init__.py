@@ -4,6 +4,7 @@ from jaxmeta.analysis import taylor
 from jaxmeta.analysis._compare import Comparison, compare, plot_comparison, table
 from jaxmeta.analysis._inspect import Inspection, inspect
 from jaxmeta.analysis._manifold import nearest_solution, projection_angles
+from jaxmeta.analysis._traces import plot_attention, plot_gates, plot_instances, plot_reading
 
 __all__ = [
     "Comparison",
@@ -11,7 +12,11 @@ __all__ = [
     "compare",
     "inspect",
     "nearest_solution",
+    "plot_attention",
     "plot_comparison",
+    "plot_gates",
+    "plot_instances",
+    "plot_reading",
     "projection_angles",
     "table",
     "taylor",

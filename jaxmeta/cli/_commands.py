@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ def train(command: Train) -> None:
         config={"settings": dataclasses.asdict(settings)},
         log_every=settings.log_every,
         checkpoint_every=settings.checkpoint_every,
+        chunk=_chunk(settings),
     )
     evaluation = judge(
         setup.test_learner,
@@ -205,6 +207,14 @@ def _evaluate_settings(command: Evaluate, settings: Any) -> Any:
     if settings.train_ways is None:
         asked["train_ways"] = settings.ways  # what the run was trained on
     return dataclasses.replace(settings, **asked)
+
+
+def _chunk(settings: Any) -> int | None:
+    """The settings' chunk, or less where it does not divide a device's share of the meta-batch."""
+    from jaxmeta.learner import task_mesh
+
+    share = settings.meta_batch // task_mesh(settings.meta_batch).size
+    return None if settings.chunk is None else math.gcd(settings.chunk, share)
 
 
 def _given(command: Any, *names: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from jaxmeta.inner._adapt import Adapted, adapt, check_inner_loop, check_minibat
 from jaxmeta.inner._minibatch import minibatch_indices, minibatches
 from jaxmeta.inner._optimizers import check_differentiable, clip_by_global_norm, sgd
 from jaxmeta.inner._partition import mask_by_path, merge, partition
+from jaxmeta.inner._preprocess import log_sign
 from jaxmeta.inner._remat import Remat
 from jaxmeta.inner._second_order import Hvp
 
@@ -16,6 +17,7 @@ __all__ = [
     "check_inner_loop",
     "check_minibatches",
     "clip_by_global_norm",
+    "log_sign",
     "mask_by_path",
     "merge",
     "minibatch_indices",

@@ -93,7 +93,7 @@ def conv_general_dilated(
     if any(n + sum(pad) < r or min(pad) < 0 for n, pad, r in zip(sizes, pads, reach, strict=True)):
         return stock(lhs, rhs)
     if precision is None:
-        precision = jax.config.jax_default_matmul_precision
+        precision = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
     if spatial == 2 and set(dilation) == {1} and preferred_element_type is None:
         return conv2d(lhs, rhs, strides, pads, precision)
     return product(

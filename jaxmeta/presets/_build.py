@@ -7,11 +7,12 @@ import optax
 from jaxmeta import tasks
 from jaxmeta.learner import MetaLearner
 from jaxmeta.optimization import anil, boil, fomaml, imaml, maml, reptile, truncated_maml
+from jaxmeta.presets._memory import MEMORY
 from jaxmeta.presets._metric import METRIC
 from jaxmeta.presets._optimization import OPTIMIZATION, loss_of, model_of
 from jaxmeta.presets._settings import DATASETS, Family, Settings, check_dataset
 
-FAMILIES = (OPTIMIZATION, METRIC)
+FAMILIES = (OPTIMIZATION, METRIC, MEMORY)
 METHODS = tuple(method for family in FAMILIES for method in family.methods)
 
 

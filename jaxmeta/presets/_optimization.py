@@ -11,7 +11,7 @@ import optax
 from jaxmeta import losses, nn
 from jaxmeta.inner import mask_by_path
 from jaxmeta.learner import MetaLearner, Model
-from jaxmeta.optimization import anil, boil, fomaml, imaml, maml, maml_pp, meta_sgd, reptile
+from jaxmeta.optimization import anil, boil, fomaml, imaml, lstm_meta_learner, maml, maml_pp, meta_sgd, reptile
 from jaxmeta.presets._settings import Family, Settings, given, on_dataset
 
 # MAML's sinusoids: arXiv:1703.03400, section 5.1. Trained on 10 points, judged on 5; meta-batch and iterations as in
@@ -101,6 +101,12 @@ _OTHERS = {
         {"inner_lr": 0.1, "inner_steps": 5, "eval_inner_steps": 5, "meta_batch": 8, "steps": 50_000},
         {"inner_lr": 0.01, "inner_steps": 5, "eval_inner_steps": 5},
     ),
+    # Ravi, Larochelle 2017, which has no Omniglot: its optimiser; 8 inner steps for its 12, several episodes in a step,
+    # and a network of 32 channels, for each weight has an LSTM state. Inner rates are learned.
+    "lstm_meta_learner": (
+        {"inner_steps": 8, "eval_inner_steps": 8, "meta_batch": 4, "steps": 20_000},
+        {"inner_steps": 8, "eval_inner_steps": 8},
+    ),
     # arXiv:1909.04630: 16 inner steps for 5 ways; rate and steps as in its code.
     "imaml": (
         {"inner_lr": 0.1, "inner_steps": 16, "eval_inner_steps": 16, "steps": 20_000},
@@ -140,6 +146,8 @@ def model_of(settings: Settings, ways: int) -> Model:
         return nn.MLP((64, 64), 1, activation=jnp.tanh) if method == "reptile" else nn.MLP((40, 40), 1)
     if method == "reptile":
         return nn.Conv4(ways, pool="stride", readout="flatten")
+    if method == "lstm_meta_learner":
+        return nn.Conv4(ways, features=32, pool="stride")
     if method == "maml_pp":
         return nn.Conv4(ways, activation=fnn.leaky_relu)
     return nn.Conv4(ways, pool="stride", readout="mean", norm_scale=False, head_init=fnn.initializers.normal(1.0))
@@ -181,6 +189,8 @@ def _learner(settings: Settings, ways: int) -> MetaLearner:
                 loss=loss,
                 mask=mask,
             )
+        case "lstm_meta_learner":
+            return lstm_meta_learner(model, steps=steps, eval_steps=eval_steps, loss=loss)
         case "reptile":
             return _reptile(settings, model)
         case _:
@@ -214,6 +224,8 @@ def _optimizer(settings: Settings) -> optax.GradientTransformation:
             return optax.sgd(optax.linear_schedule(settings.outer_lr * settings.inner_lr, 0.0, settings.steps))
         case "maml_pp":
             return optax.adam(optax.cosine_decay_schedule(settings.outer_lr, settings.steps, alpha=1e-2))
+        case "lstm_meta_learner":
+            return optax.chain(optax.clip_by_global_norm(0.25), optax.adam(settings.outer_lr))
         case "imaml":
             return optax.adam(settings.outer_lr, eps=1e-3)  # as in its code
         case _:
@@ -230,11 +242,13 @@ def _refused(method: str) -> Mapping[str, str]:
     }
     if method == "meta_sgd":
         found["inner_lr"] = "which draws its inner rates and learns them"
+    if method == "lstm_meta_learner":
+        found["inner_lr"] = "which learns its inner rates"
     return found
 
 
 OPTIMIZATION = Family(
-    ("maml", "fomaml", "reptile", "anil", "boil", "meta_sgd", "maml_pp", "imaml"),
+    ("maml", "fomaml", "reptile", "anil", "boil", "meta_sgd", "maml_pp", "imaml", "lstm_meta_learner"),
     _preset,
     _learner,
     _optimizer,

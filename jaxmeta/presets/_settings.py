@@ -42,6 +42,7 @@ class Settings:
     read_steps: int = 3  # of Matching Networks' attention LSTM
     l2: float = 0.0  # weight of the squared norm of a siamese network's kernels
     meta_batch: int = 32
+    chunk: int | None = None  # episodes that a device maps at once, at most; None chooses by what fits its cache
     outer_lr: float = 1e-3  # Adam's rate, or Reptile's first step size epsilon
     halve_every: int | None = None  # outer steps after which the outer rate is halved, again and again
     image_size: int = 28

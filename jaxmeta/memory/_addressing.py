@@ -1,0 +1,196 @@
+"""How an external memory is written and read: by least recent use (LRUA), or by content and location (NTM).
+
+LRUA, for a memory M `[slots, width]`, n heads with keys k and gates s, and usage u:
+
+    w^lu = the n least used slots of u, one for each head          w^w = s w^r + (1 - s) w^lu
+    M    <- M with the least used slot zeroed, then + sum_heads w^w k^T
+    w^r  <- softmax( cos(k, M) )       r = w^r M                   u <- gamma u + sum_heads (w^r + w^w)
+
+NTM, for every head: content c = softmax(beta cos(k, M)), interpolated, shifted and sharpened,
+
+    w <- g c + (1 - g) w        w <- s * w (circular)        w <- w^gamma / sum w^gamma
+
+| symbol | name | | symbol | name |
+|---|---|---|---|---|
+| M | `memory` | | u, gamma (LRUA) | `usage`, `decay` |
+| w^r | `read_weights` | | w^w | `write_weights` |
+| beta, gamma (NTM) | `strength`, `sharpness` | | g, s | `gate`, `shift` |
+
+Everything is one step of one episode. What is not said otherwise follows the paper; where several heads make it
+silent: head r takes the r-th least used slot, every head writes its own key, one slot alone is zeroed, and usage
+adds up over heads.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+# Added to squared norms: a zeroed row is like no key, and has a gradient.
+_EPSILON = 1e-8
+
+
+class LRUAState(NamedTuple):
+    """A memory addressed by least recent use.
+
+    Attributes:
+        memory: `[slots, width]`.
+        usage: `[slots]`, decayed sums of all weights so far.
+        read_weights: `[reads, slots]`, of the step before.
+    """
+
+    memory: jax.Array
+    usage: jax.Array
+    read_weights: jax.Array
+
+
+class NTMState(NamedTuple):
+    """A memory addressed by content and location.
+
+    Attributes:
+        memory: `[slots, width]`.
+        weights: `[reads + 1, slots]`, of the step before; the last head writes.
+    """
+
+    memory: jax.Array
+    weights: jax.Array
+
+
+class NTMHeads(NamedTuple):
+    """What a controller emits for the heads of an NTM.
+
+    Attributes:
+        key: `[heads, width]`.
+        strength: `[heads]`, positive: the content softmax's inverse temperature.
+        gate: `[heads]` in [0, 1]: 1 addresses by content, 0 starts from the weights of the step before.
+        shift: `[heads, 3]`, probabilities of moving by -1, 0 and 1 slots.
+        sharpness: `[heads]`, 1 or more.
+    """
+
+    key: jax.Array
+    strength: jax.Array
+    gate: jax.Array
+    shift: jax.Array
+    sharpness: jax.Array
+
+
+def cosine(keys: jax.Array, memory: jax.Array) -> jax.Array:
+    """The cosine of every key with every row, finite for rows of zeros.
+
+    Args:
+        keys: `[heads, width]`.
+        memory: `[slots, width]`.
+
+    Returns:
+        `[heads, slots]`, in [-1, 1]; 0 for rows of zeros.
+
+    >>> cosine(jnp.array([[3.0, 4.0]]), jnp.array([[3.0, 4.0], [4.0, -3.0], [0.0, 0.0]])).round(4).tolist()
+    [[1.0, 0.0, 0.0]]
+    """
+    inverse_key, inverse_row = (jax.lax.rsqrt((v * v).sum(-1) + _EPSILON) for v in (keys, memory))
+    return jnp.einsum("hw,sw->hs", keys, memory) * inverse_key[:, None] * inverse_row[None, :]
+
+
+def least_used(usage: jax.Array, count: int) -> jax.Array:
+    """The slots that were used least, the very least first; of equals, the one that stands first.
+
+    Args:
+        usage: `[slots]`.
+        count: how many.
+
+    Returns:
+        `[count, slots]`: a one-hot row for each. No gradient flows through it.
+
+    >>> least_used(jnp.array([0.9, 0.2, 0.6, 0.2]), 2).tolist()
+    [[0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0]]
+    """
+    left, rows = jax.lax.stop_gradient(usage), []
+    for _ in range(count):
+        rows.append(jax.nn.one_hot(jnp.argmin(left), len(left), dtype=usage.dtype))
+        left = jnp.where(rows[-1] > 0, jnp.inf, left)
+    return jnp.stack(rows)
+
+
+def lrua_step(
+    state: LRUAState, keys: jax.Array, gates: jax.Array, *, decay: float
+) -> tuple[LRUAState, jax.Array, jax.Array]:
+    """Writes keys to the memory and reads from it, by least recent use.
+
+    Args:
+        state: the memory before.
+        keys: `[reads, width]`; what is written, and what is looked for.
+        gates: `[reads]` in [0, 1], sigmoid(alpha): 1 writes where the head read before, 0 to the least used slot.
+        decay: gamma, what is left of a usage after a step.
+
+    Returns:
+        `(state, read, write_weights)`: the memory after, `[reads, width]`, and `[reads, slots]`.
+
+    >>> before = LRUAState(jnp.eye(3, 2), jnp.array([0.9, 0.2, 0.6]), jnp.array([[0.7, 0.1, 0.2]]))
+    >>> after, read, written = lrua_step(before, jnp.array([[0.6, -0.8]]), jnp.array([0.5]), decay=0.99)
+    >>> written.round(4).tolist(), after.memory[1].round(4).tolist()
+    ([[0.35, 0.55, 0.1]], [0.33, -0.44])
+
+    References:
+        Santoro, Bartunov, Botvinick, Wierstra, Lillicrap 2016, arXiv:1605.06065, section 3.2.
+    """
+    least = least_used(state.usage, len(keys))
+    write_weights = gates[:, None] * state.read_weights + (1 - gates[:, None]) * least
+    memory = state.memory * (1 - least[0])[:, None] + jnp.einsum("hs,hw->sw", write_weights, keys)
+    read_weights = jax.nn.softmax(cosine(keys, memory))
+    usage = decay * state.usage + (read_weights + write_weights).sum(0)
+    return LRUAState(memory, usage, read_weights), read_weights @ memory, write_weights
+
+
+def address(weights: jax.Array, memory: jax.Array, heads: NTMHeads) -> jax.Array:
+    """An NTM's weights, by content and location.
+
+    Args:
+        weights: `[heads, slots]`, of the step before.
+        memory: `[slots, width]`.
+        heads: what the controller emits.
+
+    Returns:
+        `[heads, slots]`, each row a distribution over slots.
+
+    >>> one = jnp.ones(1)
+    >>> stay = NTMHeads(jnp.ones((1, 2)), one, 0 * one, jnp.array([[0.0, 0.0, 1.0]]), one)
+    >>> address(jnp.array([[1.0, 0.0, 0.0]]), jnp.zeros((3, 2)), stay).round(4).tolist()
+    [[0.0, 1.0, 0.0]]
+
+    References:
+        Graves, Wayne, Danihelka 2014, arXiv:1410.5401, section 3.3.
+    """
+    content = jax.nn.softmax(heads.strength[:, None] * cosine(heads.key, memory))
+    mixed = heads.gate[:, None] * content + (1 - heads.gate[:, None]) * weights
+    moved = sum(heads.shift[:, i, None] * jnp.roll(mixed, i - 1, axis=-1) for i in range(3))
+    sharp = (moved + _EPSILON) ** heads.sharpness[:, None]
+    return sharp / sharp.sum(-1, keepdims=True)
+
+
+def ntm_step(
+    state: NTMState, heads: NTMHeads, erase: jax.Array, add: jax.Array
+) -> tuple[NTMState, jax.Array, jax.Array]:
+    """Writes to the memory with the last head, then reads from it with the others.
+
+    Args:
+        state: the memory before.
+        heads: `reads + 1` heads.
+        erase: `[width]` in [0, 1], what the write takes away.
+        add: `[width]`, what it puts there.
+
+    Returns:
+        As `lrua_step`, with write weights `[1, slots]`.
+
+    >>> two = jnp.ones(2)
+    >>> stay = NTMHeads(jnp.ones((2, 2)), two, 0 * two, jnp.tile(jnp.array([0.0, 1.0, 0.0]), (2, 1)), two)
+    >>> before = NTMState(jnp.zeros((3, 2)), jnp.eye(2, 3))  # the first head reads slot 0, the last writes to slot 1
+    >>> after, read, written = ntm_step(before, stay, jnp.ones(2), jnp.array([5.0, 6.0]))
+    >>> after.memory.round(4).tolist(), read.round(4).tolist()
+    ([[0.0, 0.0], [5.0, 6.0], [0.0, 0.0]], [[0.0, 0.0]])
+    """
+    *_, last = range(len(heads.key))
+    writer, readers = (jax.tree.map(lambda leaf, s=s: leaf[s], heads) for s in (slice(last, None), slice(0, last)))
+    write = address(state.weights[last:], state.memory, writer)
+    memory = state.memory * (1 - write.T * erase) + write.T * add
+    read = address(state.weights[:last], memory, readers)
+    return NTMState(memory, jnp.concatenate([read, write])), read @ memory, write

@@ -1,0 +1,441 @@
+"""MANN: addressing against numbers and loops written out, sequences, labels, and the bugs of public code."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import inner_product, random_direction, stencil_derivative, to_float64
+
+from jaxmeta import Batch, Episode, MetaLearner, mann, memory, tasks
+from jaxmeta.memory import MANN
+from jaxmeta.memory._labels import one_step_late, words
+from jaxmeta.memory._recurrence import scan_deferred
+
+WAYS, FEATURES, SLOTS, WIDTH, READS = 3, 7, 6, 4, 2
+SMALL: dict[str, Any] = {"features": FEATURES, "slots": SLOTS, "width": WIDTH, "reads": READS}
+
+
+def small_episode(shots: int = 2, queries: int = 3, inputs: int = 5) -> Episode:
+    keys = jax.random.split(jax.random.key(0))
+    sizes = (shots, queries)
+    batches = (
+        Batch(jax.random.normal(key, (WAYS * n, inputs)), jnp.repeat(jnp.arange(WAYS), n))
+        for key, n in zip(keys, sizes, strict=True)
+    )
+    return Episode(*batches)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def apply(model: MANN, params: Any, x: jax.Array, labels: jax.Array, state: Any = None) -> Any:
+    return model.apply(params, x, labels, state)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def initialise(model: MANN, x: jax.Array, labels: jax.Array) -> Any:
+    return model.init(jax.random.key(1), x, labels)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def predict(learner: MetaLearner, params: Any, support: Batch, query_x: jax.Array) -> jax.Array:
+    return learner.predict(params, support, query_x, jax.random.key(3))
+
+
+# Addressing
+
+
+def test_one_step_is_the_worked_example() -> None:
+    state = memory.LRUAState(
+        jnp.array([[1.0, 0.0], [0.0, 1.0], [0.5, 0.5]]),
+        jnp.array([0.9, 0.2, 0.6]),
+        jnp.array([[0.7, 0.1, 0.2]]),
+    )
+    np.testing.assert_array_equal(memory.least_used(state.usage, 1), [[0, 1, 0]])
+    after, read, written = memory.lrua_step(state, jnp.array([[0.6, -0.8]]), jnp.array([0.5]), decay=0.99)
+    close = {"rtol": 0, "atol": 1e-6}
+    np.testing.assert_allclose(written, [[0.35, 0.55, 0.10]], **close)
+    np.testing.assert_allclose(after.memory, [[1.21, -0.28], [0.33, -0.44], [0.56, 0.42]], **close)
+    cosines = memory.cosine(jnp.array([[0.6, -0.8]]), after.memory)
+    np.testing.assert_allclose(cosines, [[0.764911, 1.0, 0.0]], **close)
+    np.testing.assert_allclose(after.read_weights, [[0.366247, 0.463310, 0.170442]], **close)
+    np.testing.assert_allclose(read, [[0.691499, -0.234820]], **close)
+    np.testing.assert_allclose(after.usage, [1.607247, 1.211310, 0.864442], **close)
+
+
+def test_least_used_is_least_in_order_and_among_equals_the_first() -> None:
+    """Public code sliced a descending top-k from the front, and so wrote over what was used most."""
+    usage = np.array([0.5, 0.1, 0.9, 0.1, 0.0, 0.9])
+    found = np.asarray(memory.least_used(jnp.asarray(usage), 4)).argmax(1)
+    np.testing.assert_array_equal(found, np.argsort(usage, kind="stable")[:4])
+    np.testing.assert_array_equal(memory.least_used(jnp.zeros(4), 4), np.eye(4))
+    assert not np.asarray(jax.jacobian(lambda u: memory.least_used(u, 2))(jnp.asarray(usage))).any()
+
+
+def test_each_head_writes_to_a_slot_of_its_own_and_the_least_used_row_alone_is_erased() -> None:
+    """Public code erased another of the n slots than the least used."""
+    before = memory.LRUAState(jnp.ones((4, 2)), jnp.array([0.4, 0.1, 0.9, 0.2]), jnp.full((2, 4), 0.25))
+    keys = jnp.array([[10.0, 20.0], [30.0, 40.0]])
+    after, _, written = memory.lrua_step(before, keys, jnp.zeros(2), decay=0.9)
+    np.testing.assert_array_equal(written, [[0, 1, 0, 0], [0, 0, 0, 1]])
+    np.testing.assert_array_equal(after.memory, [[1, 1], [10, 20], [1, 1], [31, 41]])
+    kept, _, where_read = memory.lrua_step(before, keys, jnp.ones(2), decay=0.9)
+    np.testing.assert_array_equal(where_read, before.read_weights)
+    np.testing.assert_array_equal(kept.memory[1], 0.25 * keys.sum(0))
+
+
+def test_cosines_divide_by_both_norms_and_rows_of_zeros_have_gradients() -> None:
+    """Public code divided by the key's norm twice."""
+    keys, rows = jnp.array([[3.0, 4.0]]), jnp.array([[10.0, 0.0], [0.0, 0.0]])
+    np.testing.assert_allclose(memory.cosine(keys, rows), [[0.6, 0.0]], atol=1e-6)
+    np.testing.assert_allclose(memory.cosine(keys, 7 * rows), memory.cosine(5 * keys, rows), atol=1e-6)
+    for grad in jax.grad(lambda k, m: memory.cosine(k, m).sum(), (0, 1))(jnp.zeros((1, 2)), rows):
+        assert np.isfinite(grad).all()
+
+
+def test_shifts_and_sharpening_move_and_sharpen() -> None:
+    one = jnp.ones(1)
+    heads = memory.NTMHeads(jnp.ones((1, 2)), one, 0 * one, jnp.array([[0.0, 0.5, 0.5]]), 3 * one)
+    found = memory.address(jnp.array([[0.0, 0.0, 1.0]]), jnp.zeros((3, 2)), heads)
+    np.testing.assert_allclose(found, [[0.5, 0.0, 0.5]], atol=1e-6)
+    uneven = heads._replace(shift=jnp.array([[0.0, 0.25, 0.75]]))
+    np.testing.assert_allclose(
+        memory.address(jnp.array([[0.0, 0.0, 1.0]]), jnp.zeros((3, 2)), uneven), [[27 / 28, 0.0, 1 / 28]], atol=1e-6
+    )
+
+
+# The recurrence, against a loop in NumPy
+
+
+def sigmoid(x: Any) -> Any:
+    return 1 / (1 + np.exp(-x))
+
+
+def softmax(x: Any) -> Any:
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def cosines(keys: Any, rows: Any) -> Any:
+    norms = [np.sqrt((v**2).sum(-1) + 1e-8) for v in (keys, rows)]
+    return keys @ rows.T / norms[0][:, None] / norms[1][None, :]
+
+
+def loop(params: Any, model: MANN, x: Any, labels: Any) -> Any:
+    """The whole network, step by step, in float64."""
+    p = jax.tree.map(np.asarray, params["params"])
+    h, c, r = np.zeros(FEATURES), np.zeros(FEATURES), np.zeros(READS * WIDTH)
+    rows = np.full((SLOTS, WIDTH), 1e-6)
+    first = np.eye(SLOTS)[0]
+    usage, w_read, w_ntm = first.copy(), np.tile(first, (READS, 1)), np.tile(first, (READS + 1, 1))
+    outputs = []
+    for x_t, y_t in zip(x, labels, strict=True):
+        gates = x_t @ p["input"]["kernel"] + p["input"]["bias"] + y_t @ p["label"]["kernel"]
+        fed = ([h] if model.controller == "lstm" else []) + (
+            [r] if model.read_input and model.addressing != "none" else []
+        )
+        if fed:
+            gates = gates + np.concatenate(fed) @ p["controller"]
+        if model.controller == "lstm":
+            f, i, o, u = np.split(gates, 4)
+            c = sigmoid(f) * c + sigmoid(i) * np.tanh(u)
+            h = sigmoid(o) * np.tanh(c)
+        else:
+            h = np.tanh(gates)
+        if model.addressing == "none":
+            outputs.append(h @ p["output"]["kernel"] + p["output"]["bias"])
+            continue
+        emitted = h @ p["heads"] + p["heads_bias"]
+        if model.addressing == "lrua":
+            s, k = sigmoid(emitted[:READS])[:, None], np.tanh(emitted[READS:].reshape(READS, WIDTH))
+            order = np.argsort(usage, kind="stable")
+            w_write = s * w_read + (1 - s) * np.eye(SLOTS)[order[:READS]]
+            rows[order[0]] = 0
+            for w, key in zip(w_write, k, strict=True):
+                rows = rows + np.outer(w, key)
+            w_read = softmax(cosines(k, rows))
+            usage = model.decay * usage + w_read.sum(0) + w_write.sum(0)
+        else:
+            erase, add = sigmoid(emitted[:WIDTH]), np.tanh(emitted[WIDTH : 2 * WIDTH])
+            heads = emitted[2 * WIDTH :].reshape(READS + 1, -1)
+
+            def weights(head: Any, before: Any, rows: Any) -> Any:
+                beta, g, gamma = np.log1p(np.exp(head[WIDTH])), sigmoid(head[WIDTH + 1]), head[WIDTH + 2]
+                s = softmax(head[WIDTH + 3 :])
+                content = softmax(beta * cosines(np.tanh(head[:WIDTH])[None], rows)[0])
+                w = g * content + (1 - g) * before
+                w = np.array([sum(s[j] * w[(i - (j - 1)) % SLOTS] for j in range(3)) for i in range(SLOTS)])
+                w = (w + 1e-8) ** (1 + np.log1p(np.exp(gamma)))
+                return w / w.sum()
+
+            w_ntm[-1] = weights(heads[-1], w_ntm[-1], rows)
+            rows = rows * (1 - np.outer(w_ntm[-1], erase)) + np.outer(w_ntm[-1], add)
+            for j in range(READS):
+                w_ntm[j] = weights(heads[j], w_ntm[j], rows)
+            w_read = w_ntm[:-1]
+        r = (w_read @ rows).ravel()
+        outputs.append(np.concatenate([h, r]) @ p["output"]["kernel"] + p["output"]["bias"])
+    return np.array(outputs)
+
+
+VARIANTS = [
+    {},
+    {"addressing": "ntm"},
+    {"controller": "feedforward"},
+    {"addressing": "none"},
+    {"controller": "feedforward", "addressing": "none"},
+    {"read_input": False, "decay": 0.95},
+]
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_a_whole_episode_is_the_loop(variant: dict[str, Any]) -> None:
+    model = MANN(**{**SMALL, **variant})
+    x = jax.random.normal(jax.random.key(0), (30, 5), jnp.float64)
+    labels = jax.random.normal(jax.random.key(1), (30, WAYS), jnp.float64)
+    params = jax.tree.map(lambda leaf: 2 * leaf + 0.1, to_float64(initialise(model, x, labels)))
+    outputs, _, _ = apply(model, params, x, labels)
+    np.testing.assert_allclose(outputs, loop(params, model, np.asarray(x), np.asarray(labels)), atol=1e-10, rtol=0)
+
+
+@pytest.mark.usefixtures("float64")
+def test_the_gradient_is_that_of_finite_differences() -> None:
+    model, episode = MANN(**SMALL), to_float64(small_episode())
+    learner = mann(model, ways=WAYS)
+    params = jax.tree.map(lambda leaf: 2 * leaf + 0.1, to_float64(learner.init(jax.random.key(0), episode)))
+    found = jax.jit(lambda p, e: learner.meta_grad(p, e, jax.random.key(1)))
+    grads, value = found(params, episode)[0], lambda p: found(p, episode)[1]["loss"]
+    direction = random_direction(params, 0)
+    expected = stencil_derivative(value, params, direction, 1e-4)
+    assert inner_product(grads, direction) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.usefixtures("float64")
+def test_the_deferred_gradient_is_the_scan_s() -> None:
+    def step(kernels, h, bias):
+        h_next = jnp.tanh(bias["w"] + h @ kernels["w"])
+        return h_next, h_next**2, {"w": h}
+
+    def plain(kernel, h, biases):
+        return jax.lax.scan(lambda h, b: step({"w": kernel}, h, {"w": b})[:2], h, biases)
+
+    def deferred(kernel, h, biases):
+        return scan_deferred(step, {"w": kernel}, h, {"w": biases})
+
+    kernel, h = jax.random.normal(jax.random.key(0), (3, 3)), jnp.ones(3)
+    biases = jax.random.normal(jax.random.key(1), (9, 3))
+
+    def total(run):
+        return lambda *args: sum(leaf.sum() for leaf in jax.tree.leaves(run(*args)))
+
+    found, expected = (jax.grad(total(run), (0, 1, 2))(kernel, h, biases) for run in (deferred, plain))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), found, expected)
+
+
+def test_gradients_are_finite_from_an_empty_memory_and_through_erased_rows() -> None:
+    episode = small_episode(shots=4, queries=6)
+    for addressing in ("lrua", "ntm"):
+        learner = mann(MANN(**SMALL, addressing=addressing), ways=WAYS)
+        params = learner.init(jax.random.key(0), episode)
+        grads, _ = jax.jit(learner.meta_grad)(params, episode, jax.random.key(1))
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
+
+
+# Sequences and labels
+
+
+def test_labels_come_one_step_late_and_no_answer_sees_its_own() -> None:
+    """Changing label t changes answers after t alone; public code augmented inputs and threw the result away."""
+    model = MANN(**SMALL)
+    x, y = jax.random.normal(jax.random.key(0), (9, 5)), jnp.arange(9) % WAYS
+    params = initialise(model, x, jax.nn.one_hot(y, WAYS))
+    answers = [apply(model, params, x, one_step_late(jax.nn.one_hot(z, WAYS)))[0] for z in (y, y.at[4].set(0))]
+    changed = np.asarray(answers[0] != answers[1]).any(1)
+    assert not changed[:5].any()
+    assert changed[5:].all()
+
+
+def test_strings_are_distinct_fresh_and_right_only_if_all_letters_are() -> None:
+    spelled = words("strings", 15, jax.random.key(0))
+    assert spelled.letters.shape == (15, 5)
+    assert len({tuple(row) for row in np.asarray(spelled.letters).tolist()}) == 15
+    assert not np.array_equal(spelled.letters, words("strings", 15, jax.random.key(1)).letters)
+    labels = jnp.array([3, 8])
+    outputs = 5.0 * spelled.write(labels)
+    assert outputs.shape == (2, 25)
+    np.testing.assert_array_equal(spelled.right(outputs, labels), [True, True])
+    np.testing.assert_array_equal(spelled.class_scores(outputs).argmax(1), labels)
+    one_wrong = outputs.at[0, :5].set(jnp.roll(outputs[0, :5], 1))
+    np.testing.assert_array_equal(spelled.right(one_wrong, labels), [False, True])
+
+
+def test_the_loss_is_a_cross_entropy_of_outputs_as_they_are() -> None:
+    """Public code took the softmax of a softmax."""
+    outputs, labels = jnp.array([[2.0, 0.0, -1.0]]), jnp.array([0])
+    expected = np.log(np.exp([2.0, 0.0, -1.0]).sum()) - 2.0
+    assert float(words("one_hot", 3, jax.random.key(0)).loss(outputs, labels)) == pytest.approx(expected, rel=1e-6)
+    uniform = words("strings", 3, jax.random.key(0)).loss(jnp.zeros((2, 25)), jnp.array([0, 1]))
+    assert float(uniform) == pytest.approx(5 * np.log(5), rel=1e-6), "five letters, added"
+
+
+def test_accuracy_by_presentation_counts_each_class_by_itself() -> None:
+    labels = jnp.array([2, 2, 0, 2, 0])
+    right = jnp.array([False, True, True, False, True])
+    np.testing.assert_allclose(memory.by_instance(right, labels, 3), [0.5, 1.0, 0.0])
+    assert np.isnan(memory.by_instance(right, labels, 4)[3])
+
+
+def test_relabelling_classes_permutes_answers_with_the_weights_that_read_and_write_them() -> None:
+    model = MANN(**SMALL)
+    order = jnp.array([2, 0, 1])
+    x, y = jax.random.normal(jax.random.key(0), (9, 5)), jnp.arange(9) % WAYS
+    params = initialise(model, x, jax.nn.one_hot(y, WAYS))
+    p = params["params"]
+    label = {"kernel": p["label"]["kernel"].at[order].set(p["label"]["kernel"])}
+    output = {
+        "kernel": p["output"]["kernel"].at[:, order].set(p["output"]["kernel"]),
+        "bias": p["output"]["bias"].at[order].set(p["output"]["bias"]),
+    }
+    renamed = {"params": {**p, "label": label, "output": output}}
+    before, _, _ = apply(model, params, x, jax.nn.one_hot(y, WAYS))
+    after, _, _ = apply(model, renamed, x, jax.nn.one_hot(order[y], WAYS))
+    np.testing.assert_allclose(after[:, order], before, atol=1e-5)
+
+
+@pytest.mark.parametrize("labels", ["one_hot", "strings"])
+def test_queries_are_answered_alone_from_the_same_memory(labels: memory.Code) -> None:
+    episode, learner = small_episode(), mann(MANN(**SMALL), ways=WAYS, labels=labels)
+    params = learner.init(jax.random.key(0), episode)
+    answer = functools.partial(predict, learner, params)
+    together = answer(episode.support, episode.query.x)
+    assert together.shape == (len(episode.query.x), WAYS)
+    np.testing.assert_allclose(together[4:5], answer(episode.support, episode.query.x[4:5]), atol=1e-5)
+    np.testing.assert_allclose(together[::-1], answer(episode.support, episode.query.x[::-1]), atol=1e-5)
+    other = Batch(episode.support.x[::-1], episode.support.y)
+    changed = answer(other, episode.query.x)
+    assert not np.allclose(together, changed, atol=1e-5), "the support set decides"
+
+
+def test_a_query_is_the_next_step_of_the_sequence() -> None:
+    episode, model = small_episode(), MANN(**SMALL)
+    learner = mann(model, ways=WAYS)
+    params = learner.init(jax.random.key(0), episode)
+    order_key, _ = jax.random.split(jax.random.key(3))
+    order = jax.random.permutation(order_key, len(episode.support.y))
+    shown = jax.nn.one_hot(episode.support.y[order], WAYS)
+    x = jnp.concatenate([episode.support.x[order], episode.query.x[2:3]])
+    outputs, _, _ = apply(model, params, x, jnp.concatenate([jnp.zeros((1, WAYS)), shown]))
+    found = predict(learner, params, episode.support, episode.query.x)[2]
+    np.testing.assert_allclose(found, jax.nn.log_softmax(outputs[-1]), atol=1e-5)
+
+
+def test_training_reads_support_and_query_in_an_order_of_the_key_s() -> None:
+    episode, model = small_episode(), MANN(**SMALL)
+    params = mann(model, ways=WAYS).init(jax.random.key(0), episode)
+    batch = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), *episode)
+    first, second = (memory.read_episode(model, params, batch, jax.random.key(i), ways=WAYS) for i in (0, 1))
+    assert sorted(first.labels.tolist()) == sorted(batch.y.tolist())
+    assert first.labels.tolist() != second.labels.tolist()
+    assert first.trace is not None
+    assert first.trace.read_weights.shape == (15, READS, SLOTS)
+    np.testing.assert_allclose(first.trace.read_weights.sum(-1), 1.0, rtol=1e-5)
+
+
+def test_distortions_reach_the_network() -> None:
+    """Public code computed a shift and threw it away."""
+    images = jnp.zeros((2, 9, 9, 1)).at[:, 4, 4].set(1.0)
+    moved = memory.turns_and_shifts(0.0, 0.3)(images, jax.random.key(0))
+    assert not np.allclose(moved, images, atol=0.1)
+    assert not np.allclose(moved[0], moved[1], atol=0.1), "each by its own"
+    episode = Episode(*(Batch(jnp.tile(images[:1], (n, 1, 1, 1)), jnp.arange(n) % WAYS) for n in (3, 6)))
+    model, key = MANN(**SMALL), jax.random.key(0)
+    params = mann(model, ways=WAYS).init(key, episode)
+    plain, distorted = (
+        mann(model, ways=WAYS, distort=d).meta_grad(params, episode, key)[0]["params"]["input"]["kernel"]
+        for d in (None, lambda x, key: 0 * x)
+    )
+    assert np.abs(plain[40]).max() > 0
+    assert not np.asarray(distorted).any(), "blank images have no gradient"
+    with pytest.raises(ValueError, match=r"turn=-1 and shift=0.1 must not be negative"):
+        memory.turns_and_shifts(-1)
+
+
+def test_memory_is_empty_at_the_start_of_every_episode() -> None:
+    model = MANN(**SMALL)
+    x, labels = jnp.ones((2, 5)), jnp.zeros((2, WAYS))
+    params = initialise(model, x, labels)
+    first, state, _ = apply(model, params, x, labels)
+    again, _, _ = apply(model, params, x, labels)
+    continued, _, _ = apply(model, params, x, labels, state)
+    np.testing.assert_array_equal(first, again)
+    assert not np.allclose(first, continued)
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda e: mann(MANN(**{**SMALL, "reads": 7}), ways=3).init(jax.random.key(0), e), ValueError, "slots=6"),
+        (
+            lambda e: MANN(features=0).init(jax.random.key(0), e.support.x, e.support.x),
+            ValueError,
+            "features must be 1",
+        ),
+        (
+            lambda e: MANN(decay=1.5).init(jax.random.key(0), e.support.x, e.support.x),
+            ValueError,
+            r"decay must be in \(0",
+        ),
+        (lambda e: mann(MANN(**SMALL), ways=1), ValueError, "ways must be 2 or more, but is 1"),
+        (lambda e: mann(MANN(**SMALL), ways=3126, labels="strings"), ValueError, "there are 3125 strings of 5 letters"),
+        (lambda e: mann(MANN(**SMALL), ways=3, labels="words"), ValueError, "labels must be one of"),  # type: ignore
+        (lambda e: mann(MANN(**SMALL, addressing="dnc"), ways=3).init(jax.random.key(0), e), ValueError, "addressing"),
+        (lambda e: mann(MANN(**SMALL, controller="gru"), ways=3).init(jax.random.key(0), e), ValueError, "controller"),
+        (lambda e: mann(MANN(**SMALL), ways=2).init(jax.random.key(0), e), ValueError, r"support.y must lie in \[0, 2"),
+        (
+            lambda e: memory.read_episode(
+                MANN(**SMALL), {}, Batch(*(a[:2] for a in e.support)), jax.random.key(0), ways=3
+            ),
+            ValueError,
+            "the sequence has 2 examples, fewer than its ways=3 classes",
+        ),
+        (
+            lambda e: memory.read_episode(
+                MANN(**SMALL), {}, Batch(e.support.x, e.support.x), jax.random.key(0), ways=3
+            ),
+            TypeError,
+            "wants integer labels, but targets have dtype float32",
+        ),
+        (
+            lambda e: MANN(**SMALL).init(jax.random.key(0), e.support.x, jnp.zeros((2, 3))),
+            ValueError,
+            r"labels must have shape \[6, d\]",
+        ),
+    ],
+)
+def test_bad_input_is_named(call: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        call(small_episode())
+
+
+def test_it_learns_to_bind() -> None:
+    """On clean vectors, the second presentation soon beats chance by far: the label was stored and found."""
+    import optax
+
+    from jaxmeta import fit
+
+    def sample(data: Any, key: jax.Array) -> Episode:
+        x = jax.random.normal(key, (WAYS, 8))
+        batches = (Batch(jnp.repeat(x, n, axis=0), jnp.repeat(jnp.arange(WAYS), n)) for n in (1, 3))
+        return Episode(*batches)
+
+    learner = mann(MANN(features=32, slots=8, width=8, reads=1), ways=WAYS)
+    source = tasks.Source(sample, (), {"name": "vectors"})
+    result = fit(learner, source, optax.adam(1e-2), steps=500, meta_batch=16, chunk=8, progress=False)
+    first, last = result.history[0], result.history[-1]
+    assert last["instance_2"] > 0.6 > first["instance_2"] + 0.1
+    assert last["instance_1"] < 0.6, "what was never shown cannot be known"
