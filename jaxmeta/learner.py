@@ -239,12 +239,11 @@ def batch_meta_grad(
 
     def narrow(mean: tuple[Params, Metrics]) -> tuple[Params, Metrics]:
         """In the types that one task's come in, where parameters have fewer than the 32 bits of sums."""
-        if all(_wide(leaf.dtype) == leaf.dtype for leaf in jax.tree.leaves(params)):
+        if all(_wide(dtype := jnp.result_type(leaf)) == dtype for leaf in jax.tree.leaves(params)):
             return mean
         types = jax.eval_shape(learner.meta_grad, params, *one)
-        return jax.tree.map(
-            lambda leaf, like: leaf if leaf.dtype == like.dtype else leaf.astype(like.dtype), mean, types
-        )
+        floats = lambda leaf: jnp.issubdtype(leaf.dtype, jnp.floating)  # noqa: E731
+        return jax.tree.map(lambda leaf, like: leaf.astype(like.dtype) if floats(like) else leaf, mean, types)
 
     def share_mean(params: Params, parts: tuple[Episode, jax.Array]) -> tuple[Params, Metrics]:
         total = sum_over_chunks(functools.partial(chunk_sum, params), parts, chunk)
