@@ -73,8 +73,9 @@ def _problem(command: Taylor, dataset: str) -> tuple[Callable[..., Any], Any, An
     import jax
     import jax.numpy as jnp
 
-    from jaxmeta import Batch, losses, nn, tasks
+    from jaxmeta import losses, nn, tasks
     from jaxmeta.analysis.taylor import pool_size
+    from jaxmeta.episode import Batch
 
     n = pool_size(max(*command.k, 3), strength=command.order + 1)
     init_key, task_key = jax.random.split(jax.random.key(command.seed))

@@ -20,7 +20,7 @@ def log_sign(x: jax.Array, p: float = 10.0) -> jax.Array:
     Raises:
         ValueError: `p` is not positive.
 
-    >>> log_sign(jnp.array([1.0, -0.1, 1e-5, 0.0])).round(4).tolist()
+    >>> [[round(float(part), 4) for part in row] for row in log_sign(jnp.array([1.0, -0.1, 1e-5, 0.0]))]
     [[0.0, 1.0], [-0.2303, -1.0], [-1.0, 0.2203], [-1.0, 0.0]]
 
     References:

@@ -127,8 +127,8 @@ def lrua_step(
 
     >>> before = LRUAState(jnp.eye(3, 2), jnp.array([0.9, 0.2, 0.6]), jnp.array([[0.7, 0.1, 0.2]]))
     >>> after, read, written = lrua_step(before, jnp.array([[0.6, -0.8]]), jnp.array([0.5]), decay=0.99)
-    >>> written.round(4).tolist(), after.memory[1].round(4).tolist()
-    ([[0.35, 0.55, 0.1]], [0.33, -0.44])
+    >>> [jax.device_get(a).astype(float).round(4).tolist() for a in (written, after.memory[1])]
+    [[[0.35, 0.55, 0.1]], [0.33, -0.44]]
 
     References:
         Santoro, Bartunov, Botvinick, Wierstra, Lillicrap 2016, arXiv:1605.06065, section 3.2.

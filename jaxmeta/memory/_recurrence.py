@@ -34,7 +34,7 @@ def scan_deferred(step: Step, kernels: Any, state: Any, biases: Any) -> tuple[An
     ...     h_next = bias["w"] + h @ kernels["w"]
     ...     return h_next, h_next, {"w": h}
     >>> last = lambda w: scan_deferred(step, {"w": w}, jnp.ones(1), {"w": jnp.zeros((3, 1))})[0].sum()
-    >>> float(jax.grad(last)(jnp.array([[2.0]])))  # d w^3 / dw
+    >>> jax.grad(last)(jnp.array([[2.0]])).item()  # d w^3 / dw
     12.0
     """
 

@@ -1,12 +1,12 @@
 """Which direction helps: what is of AvgGrad and of AvgGradInner in a method's update, as training goes on.
 
-At each of some outer steps, over the same tasks and exactly over the orderings of their mini-batches, the mean update U
-of the method is decomposed by least squares,
+At each of some outer steps, over the same tasks and over orderings of their mini-batches that average as all do to
+first order, the method's mean meta-gradient U, against which parameters move, is decomposed by least squares,
 
     U = a AvgGrad + b alpha AvgGradInner + rest,
 
 whose first-order prediction is (a, b) = the coefficients of `expansion`, and the mini-batch gradient agreement
-E[G_a . G_b] is measured, which steps along -AvgGradInner raise.
+E[G_a . G_b] is measured, which steps along +AvgGradInner raise; as parameters move along -U, that is a negative b.
 """
 
 import functools
@@ -33,11 +33,11 @@ class Direction(NamedTuple):
         loss: mean loss of all mini-batches before adaptation.
         agreement: E[G_a . G_b] over different mini-batches of a task.
         cosine_agreement: the same over E |G_a|^2: 1 where all mini-batches of a task pull alike.
-        cosine_grad: of the angle between the update and AvgGrad.
-        cosine_inner: of the angle between the update and -AvgGradInner.
-        share_grad: a, the coefficient of AvgGrad in the update.
+        cosine_grad: of the angle between the meta-gradient and AvgGrad.
+        cosine_inner: of the angle between the meta-gradient and -AvgGradInner.
+        share_grad: a, the coefficient of AvgGrad in the meta-gradient.
         share_inner: b, that of alpha AvgGradInner.
-        unexplained: the norm of the rest over the update's.
+        unexplained: the norm of the rest over the meta-gradient's.
     """
 
     step: int
@@ -134,7 +134,7 @@ def track_directions(
 
 
 def _update(loss_fn: LossFn, expansion: Expansion, alpha: float, params: Any, batches: Any) -> Any:
-    """The method's mean update over tasks `[tasks, n, ...]`, their mini-batches in the order given."""
+    """The method's mean meta-gradient over tasks `[tasks, n, ...]`, their mini-batches in the order given."""
     rates, order = jnp.asarray(expansion.rates), np.array(expansion.batches)
 
     def one(batches: Any) -> Any:

@@ -110,7 +110,7 @@ def self_term(loss_fn: LossFn, params: Any, batches: Any) -> Any:
 
 
 def gradient_agreement(loss_fn: LossFn, params: Any, batches: Any) -> jax.Array:
-    """E[G_a . G_b] over pairs of different mini-batches: what a step along -AvgGradInner is said to raise.
+    """E[G_a . G_b] over pairs of different mini-batches: what a step along +AvgGradInner raises.
 
     Args:
         loss_fn: `(params, batch) -> scalar`.

@@ -73,6 +73,9 @@ def verify_expansion(
         bad = int(np.argmin(np.isfinite(losses)))
         raise FloatingPointError(f"the loss of mini-batch {bad} is {losses[bad]} at params")
     means = {word: _flat(mean) for word, mean in found.items()}
+    for word, mean in means.items():
+        if not np.isfinite(mean).all():
+            raise FloatingPointError(f"the mean {word!r} of the losses' derivatives is not finite at params")
     if not np.linalg.norm(means["g"]) > 0:
         raise ValueError("AvgGrad is zero at params, so nothing can be measured against it: choose other params")
     predicted = [_predicted(expansion, means, words) for words in WORDS[: order + 1]]
@@ -84,7 +87,7 @@ def verify_expansion(
         return judge(expansion, means, predicted, rates, found, len(chosen), tolerance)
 
     if alphas is not None:
-        return sweep(np.sort(np.array(alphas, np.float64))[::-1])
+        return sweep(np.unique(np.array(alphas, np.float64))[::-1])
     ladder = _ladder(predicted, means, size)
     verdict = sweep(ladder)
     for attempt in range(1, _TRIES):
