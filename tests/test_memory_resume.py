@@ -14,7 +14,7 @@ from jaxmeta import MetaLearner, evaluate, fit, lstm_meta_learner, mann, memory,
 SOURCE = tasks.episodes(tasks.glyphs("train", classes=20, image_size=8), ways=3, shots=1, queries=2)
 LEARNERS = {
     "mann": mann(memory.MANN(features=8, slots=6, width=4, reads=2), ways=3),
-    "metanet": metanet(memory.AugmentedConv(3, features=4, convolutions=1, key_features=8), hidden=4),
+    "metanet": metanet(memory.AugmentedConv(3, features=4, convolutions=1, key_features=8, fast_layers=2), hidden=4),
     "lstm_meta_learner": lstm_meta_learner(nn.MLP((8,), 3), steps=2, hidden=4),
 }
 

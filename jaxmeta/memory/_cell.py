@@ -175,13 +175,13 @@ class MANN(nn.Module):
             without a memory).
         """
         self._check(x, labels)
-        state = self.blank(x.dtype) if state is None else state
         cell = self._cell()
         # Each with a fan-in of its own at the start: five numbers of a label would be lost among 400 of an image.
         seen = nn.Dense(cell.gates, name="input")(x.reshape(len(x), -1))
         told = nn.Dense(cell.gates, use_bias=False, name="label")(labels)
         shapes, init = cell.kernels(), nn.initializers.lecun_normal()
         biases = {"controller": seen + told}
+        state = self.blank(biases["controller"].dtype) if state is None else state
         kernels = {name: self.param(name, init, shape) for name, shape in shapes.items()}
         if "heads" in shapes:
             bias = self.param("heads_bias", nn.initializers.zeros, shapes["heads"][1:])
