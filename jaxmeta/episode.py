@@ -117,8 +117,9 @@ def _check_labels(name: str, labels: jax.Array, ways: int | None) -> None:
         raise ValueError(f"{name}.y holds integer labels, so its shape must be [n], but is {labels.shape}")
     if ways is None or labels.size == 0 or isinstance(labels, Tracer):
         return
-    low, high = int(labels.min()), int(labels.max())
+    known = np.asarray(labels)  # with JAX's own operations, values known inside a trace would become unknown
+    low, high = int(known.min()), int(known.max())
     if low < 0 or high >= ways:
         raise ValueError(f"ways={ways}, so {name}.y must lie in [0, {ways}), but holds labels {low}..{high}")
-    if name == "support" and (found := len(np.unique(labels))) < ways:
+    if name == "support" and (found := len(np.unique(known))) < ways:
         raise ValueError(f"ways={ways}, but the support set has {found} distinct labels")
