@@ -1,7 +1,7 @@
-"""Which sum of inner gradients to follow: section 6.2 and figure 3 of the Reptile paper (arXiv:1803.02999).
+"""Which sum of inner gradients to follow: section 6.2 of the Reptile paper (arXiv:1803.02999).
 
 Ten curves on 5-way Omniglot, from g1 (joint training) to g1+g2+g3+g4 (Reptile with four inner steps), on disjoint
-mini-batches of 25 images. As published but for the budget: the paper takes 40,000 outer steps with 64 filters.
+mini-batches of 25 images. The paper takes 40,000 outer steps with 64 filters, and tests after each of them.
 
     python benchmarks/gradient_combinations.py
 """
@@ -17,7 +17,7 @@ from inner_gradients import Curve, Setup, difference, measure, omniglot, setting
 from jaxmeta.cli._commands import use_cores
 
 EPS, BATCH, SHOTS = 0.25, 25, 5  # five images of each of five classes for each mini-batch
-# What the paper's figure shows: worse, better.
+# What summaries of the paper's figure say: worse, better.
 ORDERING = (
     ("g1", "(g1+g2)/2"),
     ("g1", "g1+g2"),

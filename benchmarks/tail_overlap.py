@@ -1,6 +1,6 @@
 """First-order MAML whose last mini-batch shares its images with the earlier ones, or keeps its own.
 
-Section 6.3 and figure 4 of the Reptile paper (arXiv:1803.02999), on 5-way Omniglot. Shared tail: all k mini-batches
+Section 6.3 of the Reptile paper (arXiv:1803.02999), on 5-way Omniglot. Shared tail: all k mini-batches
 cycle through one shuffled list of the task's images. Separate tail: the last comes from images of its own. Three
 sweeps:
 
@@ -8,7 +8,8 @@ sweeps:
     inner batch size   k = 4 mini-batches of b from 100 images: for b > 25 likewise
     outer step size    k = 4 times the whole of 50 images (separate: 3 times 25 of them, then the other 25)
 
-As published but for the budget and the width: the paper takes 40,000 outer steps with 64 filters.
+The first two sweeps pass the point where a task's 100 images, 5 classes of 20, run out. Outer steps, width, the values
+swept and the 50 images of the third are chosen here; there, the separate tail's mini-batches are half as large.
 
     python benchmarks/tail_overlap.py
 """
