@@ -9,8 +9,10 @@ judged on the same test episodes, so their differences are paired.
 """
 
 import functools
+import json
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -38,7 +40,6 @@ class Curve(NamedTuple):
         batch_size: images in a mini-batch.
         eps: the first outer step size.
         tail_shots: of `shots`, how many are kept for the last mini-batch alone; 0 for none.
-        replacement: draw each mini-batch on its own instead of cycling through the shuffled images.
     """
 
     name: str
@@ -47,7 +48,6 @@ class Curve(NamedTuple):
     batch_size: int
     eps: float
     tail_shots: int = 0
-    replacement: bool = False
 
 
 class Setup(NamedTuple):
@@ -79,7 +79,7 @@ def omniglot(*, features: int, steps: int, seeds: int) -> Setup:
 def batches_of(curve: Curve, key: jax.Array, pool: Batch) -> Batch:
     """The curve's k mini-batches of a task of `POOL` images a class: x `[k, batch_size, ...]`."""
     by_class = jax.tree.map(lambda leaf: leaf.reshape(WAYS, POOL, *leaf.shape[1:]), pool)
-    draw = functools.partial(minibatches, batch_size=curve.batch_size, replacement=curve.replacement)
+    draw = functools.partial(minibatches, batch_size=curve.batch_size)
     head, tail = (
         jax.tree.map(lambda leaf, part=part: leaf[:, part].reshape(-1, *leaf.shape[2:]), by_class)
         for part in (slice(curve.shots - curve.tail_shots), slice(curve.shots - curve.tail_shots, curve.shots))
@@ -141,6 +141,19 @@ def accuracies(setup: Setup, params: Any, episodes: int) -> list[float]:
     weights = [jax.tree.map(lambda leaf, i=i: leaf[i], params) for i in range(setup.seeds)]
     found = [evaluate(setup.judge, w, setup.test, episodes=episodes, seed=0, query_mode="inductive") for w in weights]
     return [result.mean for result in found]
+
+
+def earlier(name: str, wanted: dict[str, Any], rows_of: Callable[[Any], list[dict[str, Any]]]) -> dict[Curve, Any]:
+    """What a result file holds already, if made with the same settings: an interrupted run goes on from there."""
+    path = Path(__file__).parent / "results" / f"{name}.json"
+    report = json.loads(path.read_text()) if path.exists() else {}
+    if any(report.get(key) != value for key, value in json.loads(json.dumps(wanted)).items()):
+        return {}
+    rows = rows_of(report)
+    return {
+        Curve(**{k: tuple(v) if k == "weights" else v for k, v in row.items() if k in Curve._fields}): row
+        for row in rows
+    }
 
 
 def measure(setup: Setup, curve: Curve, episodes: int) -> dict[str, Any]:

@@ -176,11 +176,12 @@ paths = {
     )
     for name, (plan, rate) in runs.items()
 }
-figure, axes = plt.subplots(1, 4, figsize=(15, 3.4))
+figure, axes = plt.subplots(1, 5, figsize=(18, 3.4))
 panels = {
     "cosine_grad": "cosine to AvgGrad",
     "cosine_inner": "cosine to -AvgGradInner",
-    "cosine_agreement": "agreement, E[g_a . g_b] / E|g_a|^2",
+    "agreement": "agreement, E[g_a . g_b]",
+    "cosine_agreement": "E[g_a . g_b] / E|g_a|^2",
     "loss": "loss before adaptation",
 }
 for axis, (name, label) in zip(axes, panels.items(), strict=True):
@@ -191,11 +192,12 @@ axes[0].legend(fontsize="x-small")
 plt.tight_layout()
 plt.show()
 
-print(f"{'':20}{'share of AvgGrad':>18}{'of AvgGradInner':>18}{'unexplained':>14}{'agreement':>22}")
+print(f"{'':20}{'share of AvgGrad':>18}{'of AvgGradInner':>18}{'unexplained':>14}{'agreement':>20}{'cosine':>20}")
 for run, path in paths.items():
     a, b = path[0], path[-1]
     shares = f"{b.share_grad:>18.3f}{b.share_inner:>18.3f}{b.unexplained:>14.3f}"
-    print(f"{run:20}{shares}{a.cosine_agreement:>12.4f} -> {b.cosine_agreement:.4f}")
+    agreements = f"{a.agreement:>10.4f} -> {b.agreement:.4f}{a.cosine_agreement:>10.4f} -> {b.cosine_agreement:.4f}"
+    print(f"{run:20}{shares}{agreements}")
 
 # %% [markdown]
 # Reptile's update stays what its first two terms say; MAML's and first-order MAML's start so and leave it, as

@@ -16,6 +16,12 @@ settings.load_profile("jaxmeta")
 jax.config.update("jax_num_cpu_devices", 2)
 
 
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Forgets the programs of a finished file: the system grants a process only so many pieces of memory."""
+    if nextitem is None or nextitem.path != item.path:
+        jax.clear_caches()
+
+
 @pytest.fixture
 def float64() -> Iterator[None]:
     """Runs a test in double precision, for oracles to many digits."""

@@ -96,6 +96,70 @@ def test_both_forms_of_avg_grad_inner_are_one_on_any_pytree() -> None:
         assert_trees_close(found, expected, rtol=1e-9, atol=1e-13)
 
 
+def centred_loss(w, batch):
+    """A mini-batch's loss, the mean over its examples: every array `[examples, ...]`."""
+    return jax.vmap(small_loss, (None, 0))(w, batch).mean()
+
+
+def pool_of(examples, batches):
+    """Mini-batches by the numbers of their examples, `[n, size]`."""
+    return jax.tree.map(lambda leaf: leaf[jnp.asarray(batches)], examples)
+
+
+@jax.jit
+def variance_gradient(w, examples):
+    """The gradient of the trace of the covariance of the examples' gradients, over them all."""
+
+    def trace(w):
+        grads = jax.vmap(jax.grad(small_loss), (None, 0))(w, examples)
+        return jnp.sum((grads - grads.mean(0)) ** 2) / len(grads)
+
+    return jax.grad(trace)(w)
+
+
+def test_where_a_mini_batch_meets_itself_variance_takes_the_place_of_agreement() -> None:
+    """Self - AvgGradInner = Cov(H, g) = the gradient of half the variance; of B examples each, a B-th of theirs."""
+    size, (_, w, examples) = 2, small_problem(4)
+    pool = pool_of(examples, list(itertools.product(range(4), repeat=size)))  # all draws with replacement
+
+    @jax.jit
+    def gaps(w):
+        one = taylor.self_term(small_loss, w, examples) - taylor.avg_grad_inner(small_loss, w, examples)
+        return one, taylor.self_term(centred_loss, w, pool) - whole(w, examples)
+
+    one, several = gaps(w)
+    variance = variance_gradient(w, examples)
+    np.testing.assert_allclose(one, variance / 2 * 4 / 3, rtol=1e-10)
+    np.testing.assert_allclose(several, variance / (2 * size), rtol=1e-10)
+
+
+def whole(w, examples):
+    """H g of all examples as one batch."""
+    return jax.hessian(centred_loss)(w, examples) @ jax.grad(centred_loss)(w, examples)
+
+
+def test_mini_batches_of_a_finite_data_set() -> None:
+    """Disjoint ones lose C / (n - 1), C the covariance of (H, g) over n examples; the same one gains a share."""
+    n, size, (_, w, examples) = 6, 2, small_problem(6)
+    partitions = [
+        three
+        for three in itertools.combinations(itertools.combinations(range(n), size), 3)
+        if len(set(itertools.chain(*three))) == n
+    ]
+    assert len(partitions) == 15
+    pools = pool_of(examples, partitions)
+
+    @jax.jit
+    def means(w):
+        mean = lambda term: jax.vmap(lambda pool: term(centred_loss, w, pool))(pools).mean(0)  # noqa: E731
+        covariance = taylor.self_term(small_loss, w, examples) - whole(w, examples)
+        return mean(taylor.avg_grad_inner), mean(taylor.self_term), whole(w, examples), covariance
+
+    disjoint, same, replaced, covariance = means(w)
+    np.testing.assert_allclose(disjoint, replaced - covariance / (n - 1), rtol=1e-10)
+    np.testing.assert_allclose(same, replaced + covariance / size * (n - size) / (n - 1), rtol=1e-10)
+
+
 # Coefficients.
 
 
@@ -177,22 +241,42 @@ def test_directions_over_training() -> None:
         return x, jnp.tanh(x @ truth) + 0.1 * jax.random.normal(noise_key, (3, 6))
 
     settings = {"alpha": 1e-3, "steps": 4, "every": 2, "tasks": 4, "probes": 16}
+    # What is to be seen at the first look, term by term.
+    probes = jax.vmap(draw)(jax.random.split(jax.random.split(jax.random.key(0))[1], settings["probes"]))
+    at = jnp.ones(4) / 2
+    over_tasks = lambda term: jax.jit(jax.vmap(lambda pool: term(loss, at, pool)))(probes).mean(0)  # noqa: E731
+    grad, inner = over_tasks(taylor.avg_grad), over_tasks(taylor.avg_grad_inner)
+    agreement = float(over_tasks(taylor.gradient_agreement))
+    square = float(over_tasks(lambda *given: squares(*given).mean()))
+    predicted = lambda plan: plan.avg_grad * grad + plan.avg_grad_inner * settings["alpha"] * inner  # noqa: E731
+    cosine = lambda a, b: float(a @ b / jnp.linalg.norm(a) / jnp.linalg.norm(b))  # noqa: E731
     for method in METHODS:
         plan = taylor.expansion(method, 3)
-        found = taylor.track_directions(
-            loss, jnp.ones(4) / 2, draw, plan, optax.sgd(0.1), jax.random.key(0), **settings
-        )
+        found = taylor.track_directions(loss, at, draw, plan, optax.sgd(0.1), jax.random.key(0), **settings)
         assert [point.step for point in found] == [0, 2, 4]
         for point in found:
             assert (point.share_grad, point.share_inner) == pytest.approx(
                 (plan.avg_grad, plan.avg_grad_inner), rel=0.02
             )
             assert point.unexplained < 1e-4
-            assert point.cosine_grad == pytest.approx(1, abs=0.01)
-            assert point.agreement < 0 or point.cosine_agreement > 0
-            assert -1 <= point.cosine_inner <= 1
-            assert point.cosine_agreement <= 1
         assert found[-1].loss < found[0].loss
+        assert found[0].cosine_grad == pytest.approx(cosine(predicted(plan), grad), abs=1e-5)
+        assert found[0].cosine_inner == pytest.approx(cosine(predicted(plan), -inner), abs=1e-4)
+        assert found[0].agreement == pytest.approx(agreement, rel=1e-6)
+        assert found[0].cosine_agreement == pytest.approx(agreement / square, rel=1e-6)
+
+
+def squares(loss, w, pool):
+    """|G_a|^2 of each mini-batch."""
+    return (jax.vmap(jax.grad(loss), (None, 0))(w, pool) ** 2).sum(-1)
+
+
+def test_training_that_diverges_is_told() -> None:
+    loss = lambda w, target: jnp.sum((w - target) ** 4)  # noqa: E731
+    draw = lambda key: jax.random.normal(key, (2, 3))  # noqa: E731
+    plan, settings = taylor.expansion("fomaml", 2), {"alpha": 1e-3, "steps": 8, "every": 4, "probes": 2}
+    with pytest.raises(FloatingPointError, match=r"training is not finite after 4 outer steps: .*loss"):
+        taylor.track_directions(loss, jnp.ones(3), draw, plan, optax.sgd(50.0), jax.random.key(0), **settings)
 
 
 def test_reptile_goes_straight_to_the_nearest_solution() -> None:
@@ -215,14 +299,16 @@ def test_reptile_goes_straight_to_the_nearest_solution() -> None:
 
 
 def test_what_cannot_be_expanded_is_named() -> None:
-    with pytest.raises(ValueError, match="k must be 1 or more, but is 0"):
-        taylor.expansion("maml", 0)
+    for k in (0, 2.5):
+        with pytest.raises(ValueError, match=f"k must be a whole number, 1 or more, but is {k}"):
+            taylor.expansion("maml", k)  # pyright: ignore
     with pytest.raises(ValueError, match=r"method must be one of .* but is 'mamll'"):
         taylor.expansion("mamll", 2)  # pyright: ignore
     with pytest.raises(ValueError, match="batches must name 3 mini-batches for k=3, but names 2"):
         taylor.expansion("reptile", 3, batches=(0, 1))
-    with pytest.raises(ValueError, match="rates must hold 2 positive numbers"):
-        taylor.expansion("maml", 3, rates=(1.0, -1.0))
+    for rate in (-1.0, np.inf, np.nan):
+        with pytest.raises(ValueError, match="rates must hold 2 positive finite numbers"):
+            taylor.expansion("maml", 3, rates=(1.0, rate))
     with pytest.raises(ValueError, match="normalised=True divides Reptile by k, but method='maml'"):
         taylor.expansion("maml", 3, normalised=True)
     with pytest.raises(ValueError, match="test_batch must be"):
@@ -231,6 +317,12 @@ def test_what_cannot_be_expanded_is_named() -> None:
         taylor.shared_tail(4, 4)
     with pytest.raises(ValueError, match="n must be 1 or more, but is 0"):
         taylor.cycling(4, 0)
+    with pytest.raises(ValueError, match="k must be a whole number, 1 or more, but is 0"):
+        taylor.cycling(0, 2)
+    with pytest.raises(ValueError, match="k must be a whole number, 1 or more, but is 0"):
+        taylor.shared_tail(0, 0)
+    with pytest.raises(ValueError, match="steps must be 1 or more, but is -3"):
+        taylor.reused_support(-3)
 
 
 def test_what_cannot_be_ordered_is_named() -> None:
@@ -242,6 +334,17 @@ def test_what_cannot_be_ordered_is_named() -> None:
         taylor.orderings(6, 4, strength=4)
     with pytest.raises(ValueError, match="k=5 of 15 mini-batches have 360360 orderings; a pool of 5 needs few"):
         exact_orderings(15, 5, 1)
+    with pytest.raises(ValueError, match="a prime, 4, 8 or 16, but n=32"):
+        taylor.orderings(32, 4, strength=2)
+    with pytest.raises(ValueError, match="strength must be 2 or 3, but is 4"):
+        taylor.pool_size(2, strength=4)
+    with pytest.raises(ValueError, match="k must be 1 or more, but is 0"):
+        taylor.pool_size(0, strength=2)
+
+
+def test_as_few_orderings_as_are_known() -> None:
+    assert [len(exact_orderings(8, k, 1)) for k in (1, 2, 3)] == [8, 56, 56]
+    assert [len(exact_orderings(9, k, 2)) for k in (2, 4)] == [72, 504]
 
 
 def test_what_cannot_be_projected_is_named() -> None:

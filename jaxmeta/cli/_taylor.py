@@ -9,7 +9,6 @@ from jaxmeta.cli._arguments import Taylor
 from jaxmeta.cli._commands import use_cores
 
 _POINTS = 5  # of a sinusoid, in a mini-batch
-_PRINTED = 2.0  # Reptile's coefficient of AvgGrad as many notes on the paper have it, for every k
 
 
 def taylor(command: Taylor) -> None:
@@ -18,6 +17,7 @@ def taylor(command: Taylor) -> None:
     import jax
 
     from jaxmeta.analysis import taylor as analysis
+    from jaxmeta.analysis.taylor._report import PRINTED
     from jaxmeta.training import _run
 
     dataset = command.dataset or ("sinusoid" if command.model == "mlp" else "glyphs")
@@ -34,7 +34,7 @@ def taylor(command: Taylor) -> None:
             for method in ("maml", "fomaml", "reptile"):
                 plan = analysis.expansion(method, k)
                 verdicts.append(analysis.verify_expansion(loss_fn, params, batches, plan, **settings))
-            misprint = plan._replace(coefficients={**plan.coefficients, "g": _PRINTED})
+            misprint = plan._replace(coefficients={**plan.coefficients, "g": PRINTED})
             printed.append(analysis.verify_expansion(loss_fn, params, batches, misprint, **settings))
     title = f"one task of {dataset}, {command.model}, {len(jax.tree.leaves(batches)[0])} mini-batches"
     print(f"{title}; exact averages over {verdicts[0].orderings} orderings\n{analysis.table(verdicts)}\n")

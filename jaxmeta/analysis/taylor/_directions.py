@@ -1,7 +1,8 @@
 """Which direction helps: what is of AvgGrad and of AvgGradInner in a method's update, as training goes on.
 
-At each of some outer steps, over the same tasks and over orderings of their mini-batches that average as all do to
-first order, the method's mean meta-gradient U, against which parameters move, is decomposed by least squares,
+At each of some outer steps, over the same tasks and over all orderings of their mini-batches (over some that average
+as all do to first order, where there would be more than 60), the method's mean meta-gradient U, against which
+parameters move, is decomposed by least squares,
 
     U = a AvgGrad + b alpha AvgGradInner + rest,
 
@@ -10,6 +11,7 @@ E[G_a . G_b] is measured, which steps along +AvgGradInner raise; as parameters m
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -21,8 +23,10 @@ from jax.flatten_util import ravel_pytree
 
 from jaxmeta.analysis.taylor._expansion import Expansion
 from jaxmeta.analysis.taylor._mean_gradient import mean_gradient, sequence_gradient
-from jaxmeta.analysis.taylor._orderings import exact_orderings
+from jaxmeta.analysis.taylor._orderings import exact_orderings, orderings
 from jaxmeta.analysis.taylor._terms import LossFn, avg_grad_inner, gradient_agreement
+
+_FEW = 60  # orderings, of which all are taken
 
 
 class Direction(NamedTuple):
@@ -86,6 +90,7 @@ def track_directions(
 
     Raises:
         ValueError: `alpha` is not positive, a number is less than 1, or `draw` gives too few mini-batches.
+        FloatingPointError: training came to where a loss or a gradient is not finite.
 
     >>> from jaxmeta.analysis.taylor import expansion
     >>> loss = lambda w, target: jnp.sum(jnp.cosh(w - target))
@@ -102,12 +107,13 @@ def track_directions(
     for name, value in {"steps": steps, "every": every, "tasks": tasks, "probes": probes}.items():
         if value < 1:
             raise ValueError(f"{name} must be 1 or more, but is {value}")
-    wanted, given = max(2, max(expansion.batches) + 1), len(jax.tree.leaves(jax.eval_shape(draw, key))[0])
+    wanted, given = max(2, expansion.different), len(jax.tree.leaves(jax.eval_shape(draw, key))[0])
     if given < wanted:
         raise ValueError(f"draw must give {wanted} mini-batches or more, but gives {given}")
     train_key, probe_key = jax.random.split(key)
     probe_batches = jax.vmap(draw)(jax.random.split(probe_key, probes))
-    rows = exact_orderings(given, max(expansion.batches) + 1, order=1)[:, list(expansion.batches)]
+    every_ordering = math.perm(given, expansion.different) <= _FEW
+    rows = (orderings if every_ordering else functools.partial(exact_orderings, order=1))(given, expansion.different)
 
     @jax.jit
     def train(params: Any, state: Any, keys: jax.Array) -> tuple[Any, Any]:
@@ -127,7 +133,10 @@ def track_directions(
 
     keys, state, found = jax.random.split(train_key, steps), optimizer.init(params), []
     for first in range(0, steps + 1, every):
-        found.append(_decompose(first, alpha, jax.device_get(look(params))))
+        seen = jax.device_get(look(params))
+        if bad := [name for name, value in seen.items() if not np.isfinite(value).all()]:
+            raise FloatingPointError(f"training is not finite after {first} outer steps: {', '.join(bad)}")
+        found.append(_decompose(first, alpha, seen))
         if first < steps:
             params, state = train(params, state, keys[first : first + every])
     return found

@@ -31,6 +31,9 @@ are one and the same. A word names it, a letter for each different batch in orde
 | `Hg:ab` | AvgGradInner = E[H_a G_b] | | `T:abc` .. | E[T_a[G_b, G_c]], and so on |
 | `Hg:aa` | Self = E[H_a G_a] | | | |
 
+Self - AvgGradInner is the covariance of H and G over a task's mini-batches, half the gradient of the trace of G's:
+where a mini-batch meets itself, variance takes agreement's place.
+
 `expansion` adds up (1) and (2) word by word. With different batches and r = 1 that gives
 
 | | `g` | `Hg:ab` | `HHg:abc` | `HHg:aba` | `T:abc` | `T:abb` |
@@ -43,6 +46,7 @@ in powers of alpha. Reptile's AvgGrad comes k times: notes on the paper that pri
 """
 
 import collections
+import math
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple, get_args
 
@@ -75,8 +79,13 @@ class Expansion(NamedTuple):
 
     @property
     def k(self) -> int:
-        """Mini-batches in all, the test batch among them."""
+        """Mini-batches in all, the test batch among them, as the paper counts them."""
         return len(self.batches)
+
+    @property
+    def different(self) -> int:
+        """How many different mini-batches there are."""
+        return max(self.batches) + 1
 
     @property
     def avg_grad(self) -> float:
@@ -138,8 +147,7 @@ def expansion(
         raise ValueError(f"method must be one of {get_args(Method)}, but is {method!r}")
     if test_batch not in ("included", "separate"):
         raise ValueError(f'test_batch must be "included" or "separate", but is {test_batch!r}')
-    if k < 1:
-        raise ValueError(f"k must be 1 or more, but is {k}")
+    _check_k(k)
     if normalised and method != "reptile":
         raise ValueError(f"normalised=True divides Reptile by k, but method={method!r}")
     tested = method != "reptile"
@@ -151,8 +159,10 @@ def expansion(
     labels = tuple(numbers.setdefault(batch, len(numbers)) for batch in given)
     steps = total - tested
     speeds = (1.0,) * steps if rates is None else tuple(float(rate) for rate in rates)
-    if len(speeds) != steps or not all(rate > 0 for rate in speeds):
-        raise ValueError(f"rates must hold {steps} positive numbers, one for each adaptation step, but is {speeds}")
+    if len(speeds) != steps or not all(0 < rate < math.inf for rate in speeds):
+        raise ValueError(
+            f"rates must hold {steps} positive finite numbers, one for each adaptation step, but is {speeds}"
+        )
     scale = 1 / k if normalised else 1.0
     found: dict[str, float] = collections.defaultdict(float)
     if method == "reptile":
@@ -168,9 +178,14 @@ def expansion(
 def reused_support(steps: int) -> tuple[int, ...]:
     """One support batch for all adaptation steps, then another to test on (Reptile: to step on).
 
+    Raises:
+        ValueError: there are fewer than 1 steps.
+
     >>> reused_support(3)
     (0, 0, 0, 1)
     """
+    if steps < 1:
+        raise ValueError(f"steps must be 1 or more, but is {steps}")
     return (0,) * steps + (1,)
 
 
@@ -178,11 +193,12 @@ def shared_tail(k: int, m: int) -> tuple[int, ...]:
     """Labels of k batches, of which m of the k - 1 earlier ones are the last.
 
     Raises:
-        ValueError: m is not in `[0, k - 1]`.
+        ValueError: k is less than 1, or m is not in `[0, k - 1]`.
 
     >>> shared_tail(4, 1)
     (0, 1, 2, 0)
     """
+    _check_k(k)
     if not 0 <= m <= k - 1:
         raise ValueError(f"m={m} must lie between 0 and the number of earlier batches, {k - 1}")
     return (0,) * m + tuple(range(1, k - m)) + (0,)
@@ -192,14 +208,20 @@ def cycling(k: int, n: int) -> tuple[int, ...]:
     """Labels of k batches that go through n batches in turn, again and again.
 
     Raises:
-        ValueError: n is less than 1.
+        ValueError: k or n is less than 1.
 
     >>> cycling(5, 2)
     (0, 1, 0, 1, 0)
     """
+    _check_k(k)
     if n < 1:
         raise ValueError(f"n must be 1 or more, but is {n}")
     return tuple(i % n for i in range(k))
+
+
+def _check_k(k: int) -> None:
+    if k < 1 or k != int(k):
+        raise ValueError(f"k must be a whole number, 1 or more, but is {k}")
 
 
 def word_of(kind: str, *batches: int) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from jaxmeta.analysis.taylor._expansion import Expansion, Method
-from jaxmeta.analysis.taylor._terms import LossFn
+from jaxmeta.analysis.taylor._terms import LossFn, pool_length
 from jaxmeta.episode import Episode
 from jaxmeta.learner import divide, sum_over_chunks
 from jaxmeta.optimization import fomaml_grad, maml_grad, reptile_grad
@@ -26,10 +26,15 @@ def mean_gradient(loss_fn: LossFn, params: Any, batches: Any, expansion: Expansi
         batches: the pool, every array `[n, ...]`.
         expansion: names the method, its rates and its scale.
         alpha: the inner rate.
-        rows: which of the pool each step sees, `[orderings, k]`.
+        rows: orderings of the pool, `[orderings, different]`, as `orderings` makes them: mini-batch b of the expansion
+            is the b-th of each row.
 
     Returns:
         A pytree like `params`.
+
+    Raises:
+        ValueError: `alpha` is not positive, a row is shorter than the expansion's different mini-batches, or names one
+            that the pool has not.
 
     >>> from jaxmeta.analysis.taylor import expansion, orderings
     >>> pool, loss = (jnp.array([1.0, 1.5]), jnp.array([1.0, -2.0])), lambda w, b: b[0] * (w - b[1]) ** 2
@@ -38,10 +43,20 @@ def mean_gradient(loss_fn: LossFn, params: Any, batches: Any, expansion: Expansi
     >>> [round(float(mean_gradient(loss, jnp.array(0.0), pool, plan, 0.1, forward)), 4) for plan in plans]
     [5.28, 6.6, 4.6]
     """
+    rows, n = np.asarray(rows), pool_length(batches)
+    if not isinstance(alpha, jax.core.Tracer) and not alpha > 0:
+        raise ValueError(f"alpha must be positive, but is {alpha}")
+    if rows.ndim != 2 or not len(rows) or rows.shape[1] < expansion.different:
+        raise ValueError(
+            f"rows must be [orderings, {expansion.different} or more], a column for each different mini-batch of the "
+            f"expansion, but is {list(rows.shape)}"
+        )
+    if rows.min() < 0 or rows.max() >= n:
+        raise ValueError(f"rows must name mini-batches 0 .. {n - 1}, but name {rows.min()} .. {rows.max()}")
     rates = np.array(expansion.rates)
     idle = -len(rates) % _BLOCK or (_BLOCK if not len(rates) else 0)
     rates = jnp.asarray(np.concatenate([np.zeros(idle), rates]))
-    rows = jnp.asarray(np.pad(np.asarray(rows), ((0, 0), (idle, 0)), mode="edge"))
+    rows = jnp.asarray(np.pad(rows[:, list(expansion.batches)], ((0, 0), (idle, 0)), mode="edge"))
     return jax.tree.map(
         lambda leaf: expansion.scale * leaf, _mean(loss_fn, expansion.method, params, batches, rows, rates, alpha)
     )

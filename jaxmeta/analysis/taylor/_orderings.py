@@ -45,8 +45,8 @@ def orderings(n: int, k: int, *, strength: int | None = None) -> np.ndarray:
     q = n + 2 - strength
     if not _is_field(q):
         raise ValueError(
-            f"strength={strength} wants a pool of {'q' if strength == 2 else 'q + 1'} mini-batches, q a prime or a "
-            f"power of two, but n={n}; pool_size({k}, strength={strength}) is {pool_size(k, strength=strength)}"
+            f"strength={strength} wants a pool of {'q' if strength == 2 else 'q + 1'} mini-batches, q a prime, 4, 8 or "
+            f"16, but n={n}; pool_size({k}, strength={strength}) is {pool_size(k, strength=strength)}"
         )
     return (_affine(q) if strength == 2 else _projective(q))[:, :k]
 
@@ -58,9 +58,16 @@ def pool_size(k: int, *, strength: int) -> int:
         k: how many follow each other.
         strength: 2 or 3.
 
+    Raises:
+        ValueError: k is less than 1, or no sets of this strength are known.
+
     >>> pool_size(6, strength=2), pool_size(7, strength=3)
     (7, 8)
     """
+    if k < 1:
+        raise ValueError(f"k must be 1 or more, but is {k}")
+    if strength not in (2, 3):
+        raise ValueError(f"strength must be 2 or 3, but is {strength}")
     return next(n for n in itertools.count(max(k, strength)) if _is_field(n + 2 - strength))
 
 
@@ -70,12 +77,14 @@ def exact_orderings(n: int, k: int, order: int) -> np.ndarray:
     Raises:
         ValueError: for this pool none are known but all, and these are more than 50,000.
     """
+    every = math.perm(n, k)
     for strength in range(order + 1, 4):
-        if _is_field(n + 2 - strength):
+        size = n * (n - 1) * (n - 2 if strength == 3 else 1)
+        if size < every and _is_field(n + 2 - strength):
             return orderings(n, k, strength=strength)
-    if (total := math.perm(n, k)) > 50_000:
+    if every > 50_000:
         raise ValueError(
-            f"k={k} of {n} mini-batches have {total} orderings; a pool of {pool_size(k, strength=order + 1)} needs few"
+            f"k={k} of {n} mini-batches have {every} orderings; a pool of {pool_size(k, strength=order + 1)} needs few"
         )
     return orderings(n, k)
 

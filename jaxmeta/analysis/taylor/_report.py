@@ -9,6 +9,8 @@ import numpy as np
 from jaxmeta.analysis.taylor._verdict import Verdict
 
 _NAMES = {"g": "AvgGrad", "Hg:ab": "AvgGradInner", "Hg:aa": "Self"}
+PRINTED = 2.0  # Reptile's coefficient of AvgGrad as many notes on the paper have it, for every k
+_NUMBERS = ("predicted", "measured", "uncertainty", "error")
 _METHODS = ("maml", "fomaml", "reptile")
 
 
@@ -36,7 +38,7 @@ def table(verdicts: Sequence[Verdict]) -> str:
 
 
 def summary(verdict: Verdict) -> dict[str, Any]:
-    """A verdict, JSON-able.
+    """A verdict, JSON-able: what is infinite or was not measured is None.
 
     Args:
         verdict: what `verify_expansion` returned.
@@ -47,8 +49,11 @@ def summary(verdict: Verdict) -> dict[str, Any]:
         "k": plan.k,
         "batches": list(plan.batches),
         "rates": list(plan.rates),
-        "coefficients": [{"of": _NAMES[c.word], **c._asdict(), "error": c.error} for c in verdict.coefficients],
-        "slopes": [None if np.isinf(slope) else slope for slope in verdict.slopes],
+        "coefficients": [
+            {"of": _NAMES[c.word], "word": c.word, **{name: _finite(getattr(c, name)) for name in _NUMBERS}}
+            for c in verdict.coefficients
+        ],
+        "slopes": [_finite(slope) for slope in verdict.slopes],
         "alphas": verdict.alphas.tolist(),
         "residuals": verdict.residuals.tolist(),
         "orderings": verdict.orderings,
@@ -56,6 +61,10 @@ def summary(verdict: Verdict) -> dict[str, Any]:
         "accepted": verdict.accepted,
         "reasons": list(verdict.reasons),
     }
+
+
+def _finite(value: float) -> float | None:
+    return value if np.isfinite(value) else None
 
 
 def plot_verdicts(path: str | os.PathLike[str], verdicts: Sequence[Verdict], title: str = "") -> None:
@@ -76,6 +85,7 @@ def plot_verdicts(path: str | os.PathLike[str], verdicts: Sequence[Verdict], tit
             _draw_coefficients(axis, rows, word, f"C{color}", method)
         if rows:
             _draw_residuals(residual_axis, max(rows, key=lambda v: v.expansion.k), f"C{color}")
+    grad_axis.axhline(PRINTED, color="k", ls=":", lw=0.8, label="reptile, as often printed")
     grad_axis.set(xlabel="k", ylabel="coefficient of AvgGrad")
     inner_axis.set(xlabel="k", ylabel="coefficient of alpha AvgGradInner")
     residual_axis.set(xlabel="alpha", ylabel="what is left, relative", xscale="log", yscale="log")

@@ -22,6 +22,7 @@ _EPS = 4 * np.finfo(np.float64).eps
 _SEEN = 30  # what is to be told from rounding is so many times larger
 _CURVED = 0.25  # an order is told from the next where the next is smaller than this share of it
 _SLOPE_TOLERANCE = 0.05
+_PARALLEL = 1e-6  # the sine of the angle below which two means point the same way
 
 
 class Coefficient(NamedTuple):
@@ -31,7 +32,7 @@ class Coefficient(NamedTuple):
         word: of which mean; see `Expansion.coefficients`.
         predicted: what the expansion says.
         measured: what the sweep over alpha says.
-        uncertainty: how far `measured` may be off, by truncation and rounding.
+        uncertainty: how far `measured` may be off, by truncation and rounding; infinite where it cannot be measured.
     """
 
     word: str
@@ -103,11 +104,17 @@ def judge(
         sweep = sweep - alphas[:, None] ** power * vector
         residuals.append(np.linalg.norm(sweep, axis=1))
     slopes = tuple(_slope(alphas, row, noise) for row in residuals)
-    rounding = max(share for _, share in found)
+    hidden = any(
+        slope == np.inf and 0 < size <= _SEEN * noise[0]
+        for slope, size in zip(slopes, _sizes_left(alphas[0], predicted), strict=True)
+    )
+    rounding = np.inf if hidden else max(share for _, share in found)
     range_ = _range(alphas[0], fits[0], coefficients, rounding, len(predicted), tolerance)
     reasons = [f"alpha is {range_}"] if range_ != "fit" else []
+    if unclear := _unmeasurable(means):
+        reasons.append(unclear)
     for c in coefficients:
-        if not abs(c.error) <= tolerance:
+        if np.isfinite(c.uncertainty) and not abs(c.error) <= tolerance:
             reasons.append(f"{c.word}: predicted {c.predicted:g}, measured {c.measured:.6g} ± {c.uncertainty:.1g}")
     for order, slope in enumerate(slopes):
         if np.isnan(slope):
@@ -132,6 +139,8 @@ def _coefficients(
 ) -> list[tuple[Coefficient, float]]:
     """Each word's share of V_power, with the part of its uncertainty that rounding makes."""
     words = [word for word in words if word in means]
+    if power and _unmeasurable(means):
+        return [(Coefficient(word, expansion.coefficients[word], np.nan, np.inf), 0.0) for word in words]
     solve = np.linalg.pinv(np.stack([means[word] for word in words], axis=1))
     best, lower = (solve @ fit.vectors[power] for fit in fits)
     rounding = fits[0].noise[power] * np.linalg.norm(solve, axis=1)
@@ -139,6 +148,23 @@ def _coefficients(
         (Coefficient(word, expansion.coefficients[word], float(b), float(abs(b - low) + r)), float(r))
         for word, b, low, r in zip(words, best, lower, rounding, strict=True)
     ]
+
+
+def _unmeasurable(means: dict[str, np.ndarray]) -> str:
+    """Why the coefficients of first order cannot be measured at this point; empty if they can."""
+    sizes = {word: float(np.linalg.norm(means[word])) for word in WORDS[1] if word in means}
+    if zero := [word for word, size in sizes.items() if not size]:
+        return f"{' and '.join(zero)} vanish at params, so their coefficients cannot be measured"
+    columns = np.stack([means[word] / size for word, size in sizes.items()], axis=1)
+    if len(sizes) == 2 and np.linalg.svd(columns, compute_uv=False)[1:].sum() < _PARALLEL:
+        return "Hg:ab and Hg:aa are parallel at params, as always in one dimension: not to be told apart"
+    return ""
+
+
+def _sizes_left(top: float, predicted: Sequence[np.ndarray]) -> list[float]:
+    """How large what is left after each order should be at the largest alpha; after the last, if orders go on so."""
+    sizes = [top**power * float(np.linalg.norm(vector)) for power, vector in enumerate(predicted)]
+    return [*sizes[1:], sizes[0] * (sizes[1] / sizes[0]) ** len(sizes)]
 
 
 def _slope(alphas: np.ndarray, residuals: np.ndarray, noise: np.ndarray) -> float:
@@ -155,7 +181,7 @@ def _range(
     """Whether orders stand apart at the largest alpha, and above rounding."""
     if rounding > tolerance:
         return "too small"
-    if max(c.uncertainty for c in coefficients) > tolerance:
+    if max(c.uncertainty for c in coefficients if np.isfinite(c.uncertainty)) > tolerance:
         return "too large"
     sizes = np.linalg.norm(fit.vectors, axis=1)
     for order in range(1, min(orders, len(sizes) - 2) + 1):

@@ -54,7 +54,7 @@ def verify_expansion(
         A `Verdict`.
 
     Raises:
-        TypeError: `params` are not all float64.
+        TypeError: `params` are not all float64, or the loss is no float64 scalar.
         ValueError: the pool has fewer mini-batches than the expansion names, an alpha is not positive, there are fewer
             than four, `order` is neither 1 nor 2, `size` is out of range, or AvgGrad is zero.
         FloatingPointError: a loss or a gradient is not finite.
@@ -68,6 +68,7 @@ def verify_expansion(
     (True, [3.0, -3.0, 0.0])
     """
     _check_inputs(params, batches, expansion, alphas, order, size)
+    _check_loss(loss_fn, params, batches)
     losses, found = _losses_and_terms(loss_fn, params, batches, order)
     if not np.isfinite(losses).all():
         bad = int(np.argmin(np.isfinite(losses)))
@@ -79,12 +80,11 @@ def verify_expansion(
     if not np.linalg.norm(means["g"]) > 0:
         raise ValueError("AvgGrad is zero at params, so nothing can be measured against it: choose other params")
     predicted = [_predicted(expansion, means, words) for words in WORDS[: order + 1]]
-    chosen = exact_orderings(pool_length(batches), len(set(expansion.batches)), order)
-    rows = jnp.asarray(chosen[:, list(expansion.batches)])
+    rows = exact_orderings(pool_length(batches), expansion.different, order)
 
     def sweep(rates: np.ndarray) -> Verdict:
         found = np.stack([_measure(loss_fn, expansion, params, batches, rows, alpha) for alpha in rates])
-        return judge(expansion, means, predicted, rates, found, len(chosen), tolerance)
+        return judge(expansion, means, predicted, rates, found, len(rows), tolerance)
 
     if alphas is not None:
         return sweep(np.unique(np.array(alphas, np.float64))[::-1])
@@ -102,7 +102,7 @@ def _losses_and_terms(loss_fn: LossFn, params: Any, batches: Any, order: int) ->
 
 
 def _measure(
-    loss_fn: LossFn, expansion: Expansion, params: Any, batches: Any, rows: jax.Array, alpha: float
+    loss_fn: LossFn, expansion: Expansion, params: Any, batches: Any, rows: np.ndarray, alpha: float
 ) -> np.ndarray:
     found = _flat(mean_gradient(loss_fn, params, batches, expansion, alpha, rows))
     if not np.isfinite(found).all():
@@ -126,7 +126,7 @@ def _ladder(predicted: list[np.ndarray], means: dict[str, np.ndarray], size: flo
 def _check_inputs(
     params: Any, batches: Any, expansion: Expansion, alphas: Sequence[float] | None, order: int, size: float
 ) -> None:
-    n, wanted = pool_length(batches), len(set(expansion.batches))
+    n, wanted = pool_length(batches), expansion.different
     if n < wanted:
         raise ValueError(f"k={expansion.k} wants {wanted} different mini-batches, but batches holds {n}")
     if order not in (1, 2):
@@ -141,6 +141,15 @@ def _check_inputs(
         raise TypeError(
             f"params must be float64, to tell orders of alpha apart, but are {', '.join(sorted(odd))}: run under "
             "jax.enable_x64(True) and convert them"
+        )
+
+
+def _check_loss(loss_fn: LossFn, params: Any, batches: Any) -> None:
+    loss = jax.eval_shape(loss_fn, params, jax.tree.map(lambda leaf: leaf[0], batches))
+    if loss.shape or loss.dtype != np.float64:
+        raise TypeError(
+            f"loss_fn must return a float64 scalar, but returns {loss.dtype}{list(loss.shape)}: it computes in less "
+            "than double precision if it converts to another type inside"
         )
 
 
