@@ -25,6 +25,8 @@ ORDERING = (
     ("(g1+g2)/2", "g2"),
     ("g2", "g3"),
     ("g3", "g4"),
+    ("(g1+g2)/2", "(g1+g2+g3)/3"),
+    ("(g1+g2+g3)/3", "(g1+g2+g3+g4)/4"),
     ("g1+g2", "g1+g2+g3"),
     ("g1+g2+g3", "g1+g2+g3+g4"),
     *(
@@ -86,8 +88,8 @@ def report_of(setup: Setup, rows: list[dict[str, Any]], episodes: int) -> dict[s
     agree = [pair for pair in ordering if pair["mean"] > 0]
     clear = [pair for pair in agree if pair["mean"] > pair["interval"]]
     finding = (
-        f"Of {len(ordering)} comparisons in the paper's figure, {len(agree)} come out as there, {len(clear)} of them "
-        "beyond the 95 % interval over seeds. Not as there: "
+        f"Of {len(ordering)} comparisons told of the paper's figure, {len(agree)} come out as told, {len(clear)} of "
+        "them beyond the 95 % interval over seeds. Not as told: "
         + (", ".join(f"{pair['better']} above {pair['worse']}" for pair in ordering if pair["mean"] <= 0) or "none")
         + "; within the interval: "
         + (", ".join(f"{pair['better']} above {pair['worse']}" for pair in agree if pair not in clear) or "none")

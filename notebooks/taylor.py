@@ -84,34 +84,7 @@ verdicts = [taylor.verify_expansion(loss_fn, params, batches, plan) for plan in 
 print(taylor.table(verdicts))
 
 # %%
-figure, axes = plt.subplots(1, 3, figsize=(13, 3.6))
-for color, method in enumerate(METHODS):
-    rows = [v for v in verdicts if v.expansion.method == method]
-    ks = [v.expansion.k for v in rows]
-    for axis, index in ((axes[0], 0), (axes[1], 1)):
-        measured = [v.coefficients[index] for v in rows]
-        axis.plot(ks, [c.predicted for c in measured], color=f"C{color}", lw=0.8)
-        axis.errorbar(
-            ks,
-            [c.measured for c in measured],
-            [c.uncertainty for c in measured],
-            fmt="o",
-            color=f"C{color}",
-            label=method,
-        )
-    for order in (0, 1):
-        label = f"{method}, after order {order}: {rows[-1].slopes[order]:.3f}"
-        axes[2].loglog(
-            rows[-1].alphas, rows[-1].residuals[order], "o-" if order else "o--", ms=3, color=f"C{color}", label=label
-        )
-axes[0].plot([1, 8], [2, 2], "k:", label="as often printed")
-axes[0].set(xlabel="k", ylabel="coefficient of AvgGrad")
-axes[1].set(xlabel="k", ylabel="coefficient of $\\alpha$ AvgGradInner")
-axes[2].set(xlabel="$\\alpha$", ylabel="what is left", title="k = 8, with slopes")
-axes[0].legend(fontsize="small")
-axes[2].legend(fontsize="x-small")
-plt.tight_layout()
-plt.show()
+taylor.plot_verdicts(verdicts)
 
 # %% [markdown]
 # ## A wrong coefficient does not pass
@@ -176,19 +149,20 @@ paths = {
     )
     for name, (plan, rate) in runs.items()
 }
-figure, axes = plt.subplots(1, 5, figsize=(18, 3.4))
+figure, axes = plt.subplots(2, 3, figsize=(13, 6.4))
 panels = {
     "cosine_grad": "cosine to AvgGrad",
     "cosine_inner": "cosine to -AvgGradInner",
     "agreement": "agreement, E[g_a . g_b]",
     "cosine_agreement": "E[g_a . g_b] / E|g_a|^2",
     "loss": "loss before adaptation",
+    "adapted_loss": "loss after adaptation",
 }
-for axis, (name, label) in zip(axes, panels.items(), strict=True):
+for axis, (name, label) in zip(axes.flat, panels.items(), strict=True):
     for run, path in paths.items():
         axis.plot([p.step for p in path], [getattr(p, name) for p in path], label=run)
     axis.set(xlabel="outer step", ylabel=label)
-axes[0].legend(fontsize="x-small")
+axes[0, 0].legend(fontsize="x-small")
 plt.tight_layout()
 plt.show()
 

@@ -147,15 +147,19 @@ def test_mini_batches_of_a_finite_data_set() -> None:
         if len(set(itertools.chain(*three))) == n
     ]
     assert len(partitions) == 15
+    every = pool_of(examples, list(itertools.combinations(range(n), size)))
     pools = pool_of(examples, partitions)
 
     @jax.jit
     def means(w):
         mean = lambda term: jax.vmap(lambda pool: term(centred_loss, w, pool))(pools).mean(0)  # noqa: E731
+        pairs = [f(centred_loss, w, every) for f in (taylor.avg_grad_inner, taylor.self_term)]
         covariance = taylor.self_term(small_loss, w, examples) - whole(w, examples)
-        return mean(taylor.avg_grad_inner), mean(taylor.self_term), whole(w, examples), covariance
+        return mean(taylor.avg_grad_inner), mean(taylor.self_term), pairs, whole(w, examples), covariance
 
-    disjoint, same, replaced, covariance = means(w)
+    disjoint, same, (different, alike), replaced, covariance = means(w)
+    # Two batches drawn independently of the fifteen are one and the same in a fifteenth of all cases.
+    np.testing.assert_allclose((14 * different + alike) / 15, replaced, rtol=1e-10)
     np.testing.assert_allclose(disjoint, replaced - covariance / (n - 1), rtol=1e-10)
     np.testing.assert_allclose(same, replaced + covariance / size * (n - size) / (n - 1), rtol=1e-10)
 
@@ -246,6 +250,7 @@ def test_directions_over_training() -> None:
     at = jnp.ones(4) / 2
     over_tasks = lambda term: jax.jit(jax.vmap(lambda pool: term(loss, at, pool)))(probes).mean(0)  # noqa: E731
     grad, inner = over_tasks(taylor.avg_grad), over_tasks(taylor.avg_grad_inner)
+    adapted = float(jax.vmap(lambda pool: after_two_steps(loss, at, pool, settings["alpha"]))(probes).mean())
     agreement = float(over_tasks(taylor.gradient_agreement))
     square = float(over_tasks(lambda *given: squares(*given).mean()))
     predicted = lambda plan: plan.avg_grad * grad + plan.avg_grad_inner * settings["alpha"] * inner  # noqa: E731
@@ -262,8 +267,15 @@ def test_directions_over_training() -> None:
         assert found[-1].loss < found[0].loss
         assert found[0].cosine_grad == pytest.approx(cosine(predicted(plan), grad), abs=1e-5)
         assert found[0].cosine_inner == pytest.approx(cosine(predicted(plan), -inner), abs=1e-4)
+        assert found[0].adapted_loss == pytest.approx(adapted, rel=1e-9)
         assert found[0].agreement == pytest.approx(agreement, rel=1e-6)
         assert found[0].cosine_agreement == pytest.approx(agreement / square, rel=1e-6)
+
+
+def after_two_steps(loss, w, pool, alpha):
+    """The third mini-batch's loss after a step on each of the first two."""
+    w = w - alpha * jax.grad(loss)(w, picked(pool, 0))
+    return loss(w - alpha * jax.grad(loss)(w, picked(pool, 1)), picked(pool, 2))
 
 
 def squares(loss, w, pool):
@@ -299,9 +311,9 @@ def test_reptile_goes_straight_to_the_nearest_solution() -> None:
 
 
 def test_what_cannot_be_expanded_is_named() -> None:
-    for k in (0, 2.5):
+    for k in (0, 2.5, float("nan")):
         with pytest.raises(ValueError, match=f"k must be a whole number, 1 or more, but is {k}"):
-            taylor.expansion("maml", k)  # pyright: ignore
+            taylor.expansion("maml", k)
     with pytest.raises(ValueError, match=r"method must be one of .* but is 'mamll'"):
         taylor.expansion("mamll", 2)  # pyright: ignore
     with pytest.raises(ValueError, match="batches must name 3 mini-batches for k=3, but names 2"):
@@ -313,15 +325,16 @@ def test_what_cannot_be_expanded_is_named() -> None:
         taylor.expansion("maml", 3, normalised=True)
     with pytest.raises(ValueError, match="test_batch must be"):
         taylor.expansion("maml", 3, test_batch="other")  # pyright: ignore
-    with pytest.raises(ValueError, match="m=4 must lie between 0 and the number of earlier batches, 3"):
+    with pytest.raises(ValueError, match="m=4 must be whole and lie between 0 and the number of earlier batches, 3"):
         taylor.shared_tail(4, 4)
-    with pytest.raises(ValueError, match="n must be 1 or more, but is 0"):
-        taylor.cycling(4, 0)
+    for n in (0, 2.5):
+        with pytest.raises(ValueError, match=f"n must be a whole number, 1 or more, but is {n}"):
+            taylor.cycling(4, n)
     with pytest.raises(ValueError, match="k must be a whole number, 1 or more, but is 0"):
         taylor.cycling(0, 2)
     with pytest.raises(ValueError, match="k must be a whole number, 1 or more, but is 0"):
         taylor.shared_tail(0, 0)
-    with pytest.raises(ValueError, match="steps must be 1 or more, but is -3"):
+    with pytest.raises(ValueError, match="steps must be a whole number, 1 or more, but is -3"):
         taylor.reused_support(-3)
 
 

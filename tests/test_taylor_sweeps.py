@@ -151,8 +151,28 @@ def test_it_says_when_alpha_is_out_of_range() -> None:
     # Here coefficients of first order can be measured, but what is left after them cannot be seen.
     wrong = plan._replace(coefficients={**plan.coefficients, "T:abb": 1.5})
     for prediction, order in ((wrong, 2), (plan, 1)):
-        verdict = taylor.verify_expansion(*problem, prediction, alphas=ladder(1e-8), order=order)
-        assert (verdict.range, verdict.accepted) == ("too small", False)
+        for top in (1e-8, 1e-7, 1e-5) if order == 2 else (1e-8, 1e-7):
+            verdict = taylor.verify_expansion(*problem, prediction, alphas=ladder(top), order=order)
+            assert (verdict.range, verdict.accepted) == ("too small", False)
+
+
+def test_an_order_that_bends_the_next_one_s_slope_asks_for_smaller_alphas() -> None:
+    """The ladder looks at the first two orders; where the third is large beside the second, it starts too high."""
+    bent = 0
+    for seed in range(12):
+        loss, w, pool = small_problem(4, d=4, seed=seed)
+        for method in ("maml", "reptile"):
+            verdict = taylor.verify_expansion(loss, w, pool, taylor.expansion(method, 3), size=0.1)
+            assert verdict.accepted, (seed, verdict.reasons)
+            bent += verdict.alphas[0] < 0.9 * start_of(loss, w, pool, method)
+    assert bent, "some of these ladders start too high"
+
+
+def start_of(loss, w, pool, method: str) -> float:
+    """Where a ladder of size 0.1 starts."""
+    plan, means = taylor.expansion(method, 3), taylor.terms(loss, w, pool)
+    first, second = plan.avg_grad * means["g"], plan.avg_grad_inner * means["Hg:ab"]
+    return float(0.1 * jnp.linalg.norm(first) / jnp.linalg.norm(second))
 
 
 def test_it_says_what_cannot_be_told_apart() -> None:
@@ -201,8 +221,9 @@ def test_a_table_a_summary_and_a_picture(tmp_path: Path) -> None:
     assert "maml, k=3: g: predicted 3, measured 1 ±" in text
     found = taylor.summary(verdicts[2])
     assert [c["of"] for c in found["coefficients"]] == ["AvgGrad", "AvgGradInner", "Self"]
-    taylor.plot_verdicts(tmp_path / "a.png", verdicts)
-    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    axes = taylor.plot_verdicts(verdicts).axes
+    assert len(axes) == 3
+    assert [len(axis.get_lines()) > 3 for axis in axes] == [True] * 3
 
 
 # Bad input.
@@ -217,7 +238,7 @@ def test_what_cannot_be_verified_is_named() -> None:
     with pytest.raises(ValueError, match="k=4 wants 4 different mini-batches, but batches holds 3"):
         verify(plan=taylor.expansion("maml", 4))
     with pytest.raises(ValueError, match="alphas must be positive"):
-        verify(alphas=[1e-3, 1e-4, 0.0, 1e-5])
+        verify(alphas=jnp.array([1e-3, 1e-4, 0.0, 1e-5]))
     with pytest.raises(ValueError, match="alphas must be at least four"):
         verify(alphas=[1e-3, 1e-4, 1e-5])
     with pytest.raises(TypeError, match=r"params must be float64, .* but are float32"):
@@ -230,8 +251,19 @@ def test_what_cannot_be_verified_is_named() -> None:
         verify(pool=(pool[0], pool[1].at[1].set(jnp.nan), pool[2]))
     with pytest.raises(FloatingPointError, match="the mean gradient of maml is not finite at alpha"):
         verify(loss=lambda w, b: jnp.sum(jnp.exp(w**2)) + loss(w, b), alphas=[1e3, 1e2, 1e1, 1.0])
-    with pytest.raises(TypeError, match="loss_fn must return a float64 scalar, but returns float32"):
+    with pytest.raises(TypeError, match=r"loss_fn must return a float64 scalar, but returns .*float32"):
         verify(loss=lambda w, b: loss(w, b).astype(jnp.float32))
+    with pytest.raises(TypeError, match=r"loss_fn must return a float64 scalar, but returns \("):
+        verify(loss=lambda w, b: (loss(w, b), w))
+    with pytest.raises(TypeError, match="loss_fn must compute in double precision, but converts float64 to float32"):
+        verify(loss=lambda w, b: loss(jax.jit(lambda w: w.astype(jnp.float32))(w), b))
+    for tolerance in (0.0, np.nan, 10.0):
+        with pytest.raises(ValueError, match=f"tolerance must lie between 0 and 1, but is {tolerance}"):
+            verify(tolerance=tolerance)
+    for coefficients in ({"g": 1.0}, {**plan.coefficients, "Hg:aa": np.nan}):
+        with pytest.raises(ValueError, match="expansion must have a finite coefficient of each word, but has none of"):
+            verify(plan=plan._replace(coefficients=coefficients))
+    assert not verify(plan=plan._replace(coefficients={**plan.coefficients, "g": 0.0})).accepted
     with pytest.raises(ValueError, match="AvgGrad is zero at params"):
         verify(loss=lambda w, b: jnp.sum(0.0 * w * b[1]))
     with pytest.raises(ValueError, match="one leading axis for all arrays, but the lengths of that axis are"):
@@ -287,6 +319,9 @@ def test_the_command_line_names_what_is_wrong(capsys: pytest.CaptureFixture[str]
         ("--k", "17"): "--k must be 16 at most, but is 17",
         ("--model", "conv4", "--dataset", "sinusoid"): "--model conv4 wants images",
         ("--model", "conv4", "--order", "2"): "--order 2 wants a loss without kinks",
+        ("--model", "conv4", "--features", "0"): "--features must be 1 or more, but is 0",
+        ("--features", "4"): "--features is for --model conv4",
+        ("--ways", "4"): "--ways is for images",
     }.items():
         assert run("taylor", *words) == 2
         assert message in capsys.readouterr().err

@@ -20,7 +20,7 @@ def nearest_solution(a: jax.Array, b: jax.Array, params: jax.Array) -> jax.Array
     """The solution of A w = b that is nearest to a point.
 
     Args:
-        a: A, of full row rank, `[n, d]` with n <= d.
+        a: A, `[n, d]` with n <= d; where it lacks rank, the nearest of those that solve best is found.
         b: right-hand sides `[n]`.
         params: the point `[d]`.
 
@@ -37,7 +37,7 @@ def nearest_solution(a: jax.Array, b: jax.Array, params: jax.Array) -> jax.Array
         raise ValueError(
             f"a must be [n, d] with n <= d, b [n] and params [d], but have shapes {a.shape}, {b.shape}, {params.shape}"
         )
-    return params - a.T @ jnp.linalg.solve(a @ a.T, a @ params - b)
+    return params - jnp.linalg.lstsq(a, a @ params - b)[0]
 
 
 def projection_angles(a: jax.Array, b: jax.Array, params: jax.Array, *, inner_lr: float, steps: int) -> jax.Array:
@@ -52,7 +52,7 @@ def projection_angles(a: jax.Array, b: jax.Array, params: jax.Array, *, inner_lr
         steps: the most inner steps.
 
     Returns:
-        Angles in radians, `[steps]`.
+        Angles in radians, `[steps]`; not numbers where theta is a solution or the steps diverge.
 
     Raises:
         ValueError: `steps` is less than 1, `inner_lr` is not positive, or as `nearest_solution`.

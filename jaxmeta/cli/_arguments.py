@@ -141,10 +141,10 @@ class Taylor:
     """Where the task comes from. Default: sinusoid for mlp, glyphs for conv4."""
     order: Literal[1, 2] = 1
     """Order in alpha up to which predictions are compared; 2 is for mlp, and takes minutes."""
-    ways: int = 5
-    """Classes in a mini-batch, which holds one image of each; 5 points of a sinusoid."""
-    features: int = 8
-    """Channels of Conv4's convolutions."""
+    ways: int | None = None
+    """Classes in a mini-batch, which holds one image of each. Default: 5; of a sinusoid it holds 5 points."""
+    features: int | None = None
+    """Channels of Conv4's convolutions. Default: 8."""
     seed: int = 0
     """Of the initialisation and the task."""
     out: Path | None = None

@@ -24,7 +24,8 @@ from jax.flatten_util import ravel_pytree
 from jaxmeta.analysis.taylor._expansion import Expansion
 from jaxmeta.analysis.taylor._mean_gradient import mean_gradient, sequence_gradient
 from jaxmeta.analysis.taylor._orderings import exact_orderings, orderings
-from jaxmeta.analysis.taylor._terms import LossFn, avg_grad_inner, gradient_agreement
+from jaxmeta.analysis.taylor._terms import LossFn, avg_grad_inner, gradient_agreement, pool_length
+from jaxmeta.inner import adapt
 
 _FEW = 60  # orderings, of which all are taken
 
@@ -35,10 +36,11 @@ class Direction(NamedTuple):
     Attributes:
         step: outer steps taken.
         loss: mean loss of all mini-batches before adaptation.
+        adapted_loss: mean loss of a task's last mini-batch after a step at rate alpha on each of the others.
         agreement: E[G_a . G_b] over different mini-batches of a task.
         cosine_agreement: the same over E |G_a|^2: 1 where all mini-batches of a task pull alike.
-        cosine_grad: of the angle between the meta-gradient and AvgGrad.
-        cosine_inner: of the angle between the meta-gradient and -AvgGradInner.
+        cosine_grad: of the angle between the meta-gradient and AvgGrad; 0 where either vanishes.
+        cosine_inner: of the angle between the meta-gradient and -AvgGradInner; 0 where either vanishes.
         share_grad: a, the coefficient of AvgGrad in the meta-gradient.
         share_inner: b, that of alpha AvgGradInner.
         unexplained: the norm of the rest over the meta-gradient's.
@@ -46,6 +48,7 @@ class Direction(NamedTuple):
 
     step: int
     loss: float
+    adapted_loss: float
     agreement: float
     cosine_agreement: float
     cosine_grad: float
@@ -89,7 +92,8 @@ def track_directions(
         A `Direction` for steps 0, every, 2 every, ..
 
     Raises:
-        ValueError: `alpha` is not positive, a number is less than 1, or `draw` gives too few mini-batches.
+        ValueError: `alpha` is not positive, a number is less than 1, or `draw` gives too few mini-batches,
+            or so many that no few of their orderings average like all.
         FloatingPointError: training came to where a loss or a gradient is not finite.
 
     >>> from jaxmeta.analysis.taylor import expansion
@@ -129,7 +133,7 @@ def track_directions(
     def look(params: Any) -> dict[str, jax.Array]:
         exact = functools.partial(mean_gradient, loss_fn, params, expansion=expansion, alpha=alpha, rows=rows)
         update = jax.tree.map(lambda leaf: leaf.mean(0), jax.lax.map(lambda pool: exact(batches=pool), probe_batches))
-        return _look(loss_fn, params, probe_batches, update)
+        return _look(loss_fn, params, probe_batches, update, alpha)
 
     keys, state, found = jax.random.split(train_key, steps), optimizer.init(params), []
     for first in range(0, steps + 1, every):
@@ -153,15 +157,22 @@ def _update(loss_fn: LossFn, expansion: Expansion, alpha: float, params: Any, ba
     return jax.tree.map(lambda leaf: expansion.scale * leaf.mean(0), jax.vmap(one)(batches))
 
 
-def _look(loss_fn: LossFn, params: Any, batches: Any, update: Any) -> dict[str, jax.Array]:
+def _look(loss_fn: LossFn, params: Any, batches: Any, update: Any, alpha: float) -> dict[str, jax.Array]:
     """What `_decompose` wants, over tasks `[tasks, n, ...]`."""
     losses = jax.vmap(jax.vmap(loss_fn, (None, 0)), (None, 0))(params, batches)
     grads = jax.vmap(jax.vmap(jax.grad(loss_fn), (None, 0)), (None, 0))(params, batches)
     flat = jax.vmap(jax.vmap(lambda tree: ravel_pytree(tree)[0]))(grads)
     inner = jax.vmap(lambda pool: ravel_pytree(avg_grad_inner(loss_fn, params, pool))[0])(batches).mean(0)
     agreement = jax.vmap(lambda pool: gradient_agreement(loss_fn, params, pool))(batches).mean()
+
+    def after(pool: Any) -> jax.Array:
+        others, last = (jax.tree.map(lambda leaf, part=part: leaf[part], pool) for part in (slice(-1), -1))
+        found = adapt(loss_fn, params, others, optimizer=optax.sgd(alpha), steps=pool_length(others), minibatched=True)
+        return loss_fn(found.params, last)
+
     return {
         "loss": losses.mean(),
+        "adapted_loss": jax.vmap(after)(batches).mean(),
         "agreement": agreement,
         "square": (flat**2).sum(-1).mean(),
         "grad": flat.mean((0, 1)),
@@ -175,14 +186,19 @@ def _decompose(step: int, alpha: float, seen: dict[str, Any]) -> Direction:
     basis = np.stack([grad, alpha * inner], axis=1)
     shares = np.linalg.lstsq(basis, update, rcond=None)[0]
     norm = np.linalg.norm(update)
+
+    def cosine(vector: np.ndarray) -> float:
+        return float(update @ vector / (norm * np.linalg.norm(vector) or 1.0))
+
     return Direction(
         step,
         float(seen["loss"]),
+        float(seen["adapted_loss"]),
         float(seen["agreement"]),
-        float(seen["agreement"] / seen["square"]),
-        float(update @ grad / norm / np.linalg.norm(grad)),
-        float(-update @ inner / norm / np.linalg.norm(inner)),
+        float(seen["agreement"] / (seen["square"] or 1.0)),
+        cosine(grad),
+        cosine(-inner),
         float(shares[0]),
         float(shares[1]),
-        float(np.linalg.norm(update - basis @ shares) / norm),
+        float(np.linalg.norm(update - basis @ shares) / (norm or 1.0)),
     )

@@ -47,6 +47,7 @@ in powers of alpha. Reptile's AvgGrad comes k times: notes on the paper that pri
 
 import collections
 import math
+import numbers
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple, get_args
 
@@ -147,7 +148,7 @@ def expansion(
         raise ValueError(f"method must be one of {get_args(Method)}, but is {method!r}")
     if test_batch not in ("included", "separate"):
         raise ValueError(f'test_batch must be "included" or "separate", but is {test_batch!r}')
-    _check_k(k)
+    _check_whole("k", k)
     if normalised and method != "reptile":
         raise ValueError(f"normalised=True divides Reptile by k, but method={method!r}")
     tested = method != "reptile"
@@ -184,8 +185,7 @@ def reused_support(steps: int) -> tuple[int, ...]:
     >>> reused_support(3)
     (0, 0, 0, 1)
     """
-    if steps < 1:
-        raise ValueError(f"steps must be 1 or more, but is {steps}")
+    _check_whole("steps", steps)
     return (0,) * steps + (1,)
 
 
@@ -198,9 +198,9 @@ def shared_tail(k: int, m: int) -> tuple[int, ...]:
     >>> shared_tail(4, 1)
     (0, 1, 2, 0)
     """
-    _check_k(k)
-    if not 0 <= m <= k - 1:
-        raise ValueError(f"m={m} must lie between 0 and the number of earlier batches, {k - 1}")
+    _check_whole("k", k)
+    if not isinstance(m, numbers.Integral) or not 0 <= m <= k - 1:
+        raise ValueError(f"m={m} must be whole and lie between 0 and the number of earlier batches, {k - 1}")
     return (0,) * m + tuple(range(1, k - m)) + (0,)
 
 
@@ -213,15 +213,14 @@ def cycling(k: int, n: int) -> tuple[int, ...]:
     >>> cycling(5, 2)
     (0, 1, 0, 1, 0)
     """
-    _check_k(k)
-    if n < 1:
-        raise ValueError(f"n must be 1 or more, but is {n}")
+    _check_whole("k", k)
+    _check_whole("n", n)
     return tuple(i % n for i in range(k))
 
 
-def _check_k(k: int) -> None:
-    if k < 1 or k != int(k):
-        raise ValueError(f"k must be a whole number, 1 or more, but is {k}")
+def _check_whole(name: str, value: int) -> None:
+    if not isinstance(value, numbers.Integral) or value < 1:
+        raise ValueError(f"{name} must be a whole number, 1 or more, but is {value!r}")
 
 
 def word_of(kind: str, *batches: int) -> str:

@@ -44,7 +44,9 @@ def estimate_terms(
         ValueError: `samples` is less than 2, or `draw` gives fewer than two mini-batches.
 
     >>> loss = lambda w, target: jnp.sum((w - target) ** 2)
-    >>> draw = lambda key: jax.random.normal(key) + 0.1 * jax.random.normal(key, (2, 1))
+    >>> def draw(key):  # a task, and two mini-batches about it
+    ...     task_key, noise_key = jax.random.split(key)
+    ...     return jax.random.normal(task_key) + 0.1 * jax.random.normal(noise_key, (2, 1))
     >>> found = estimate_terms(loss, jnp.array([1.0]), draw, jax.random.key(0), samples=500)
     >>> mean, error = found["g"]
     >>> bool(jnp.abs(mean[0] - 2.0) < 4 * error[0])  # E[2 (w - target)]

@@ -1,6 +1,5 @@
 """Verdicts as a table, as JSON and as a picture."""
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,7 +19,7 @@ def table(verdicts: Sequence[Verdict]) -> str:
     Args:
         verdicts: what `verify_expansion` returned.
     """
-    columns = {"AvgGrad": 9, "measured": 22, "AvgGradInner": 14, "measured ": 24, "slopes": 17, "verdict": 10}
+    columns = {"AvgGrad": 9, "measured": 22, "AvgGradInner": 14, "measured ": 24, "slopes": 24, "verdict": 10}
     lines = [f"{'method':9}{'k':>3}" + "".join(f"{name:>{width}}" for name, width in columns.items())]
     for verdict in verdicts:
         cells = []
@@ -30,7 +29,7 @@ def table(verdicts: Sequence[Verdict]) -> str:
             predicted, measured = shown[0] if shown else ("-", "-")
             cells.append(f"{predicted:>{width}}{measured:>{22 if word == 'g' else 24}}")
         slopes = ", ".join("-" if np.isinf(slope) else f"{slope:.3f}" for slope in verdict.slopes)
-        ending = f"{slopes:>17}{'agrees' if verdict.accepted else 'REJECTED':>10}"
+        ending = f"{slopes:>24}{'agrees' if verdict.accepted else 'REJECTED':>10}"
         lines.append(f"{verdict.expansion.method:9}{verdict.expansion.k:>3}" + "".join(cells) + ending)
     for verdict in verdicts:
         lines += [f"{verdict.expansion.method}, k={verdict.expansion.k}: {reason}" for reason in verdict.reasons]
@@ -67,13 +66,15 @@ def _finite(value: float) -> float | None:
     return value if np.isfinite(value) else None
 
 
-def plot_verdicts(path: str | os.PathLike[str], verdicts: Sequence[Verdict], title: str = "") -> None:
+def plot_verdicts(verdicts: Sequence[Verdict], title: str = "") -> Any:
     """Draws the coefficients against k, and the residuals of the largest k against alpha with their slopes.
 
     Args:
-        path: where to write the picture; its suffix names the format.
         verdicts: what `verify_expansion` returned, of one method or several.
         title: what stands above.
+
+    Returns:
+        A Matplotlib figure.
     """
     from matplotlib.figure import Figure
 
@@ -90,9 +91,10 @@ def plot_verdicts(path: str | os.PathLike[str], verdicts: Sequence[Verdict], tit
     inner_axis.set(xlabel="k", ylabel="coefficient of alpha AvgGradInner")
     residual_axis.set(xlabel="alpha", ylabel="what is left, relative", xscale="log", yscale="log")
     for axis in (grad_axis, residual_axis):
-        axis.legend(fontsize="x-small")
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(fontsize="x-small")
     figure.suptitle(title)
-    figure.savefig(path)
+    return figure
 
 
 def _draw_coefficients(axis: Any, rows: Sequence[Verdict], word: str, color: str, label: str) -> None:

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from jaxmeta.analysis.taylor._expansion import WORDS
 
@@ -34,6 +35,7 @@ def avg_grad(loss_fn: LossFn, params: Any, batches: Any) -> Any:
         A pytree like `params`.
 
     Raises:
+        TypeError: the loss is not a scalar.
         ValueError: the arrays of `batches` disagree on n, or there are none.
 
     >>> pool = (jnp.array([1.0, 1.5]), jnp.array([1.0, -2.0]))
@@ -41,7 +43,14 @@ def avg_grad(loss_fn: LossFn, params: Any, batches: Any) -> Any:
     2.0
     """
     pool_length(batches)
-    return jax.grad(lambda p: jax.vmap(loss_fn, (None, 0))(p, batches).mean())(params)
+
+    def mean(p: Any) -> jax.Array:
+        losses = jax.vmap(loss_fn, (None, 0))(p, batches)
+        if losses.ndim != 1:
+            raise TypeError(f"loss_fn must return a scalar, but returns an array of shape {losses.shape[1:]}")
+        return losses.mean()
+
+    return jax.grad(mean)(params)
 
 
 def avg_grad_inner(
@@ -77,7 +86,7 @@ def avg_grad_inner(
     total = jax.tree.map(lambda leaf: n * leaf, avg_grad(loss_fn, params, batches))
 
     def one(batch: Any) -> Any:
-        others = _subtract(total, jax.grad(loss_fn)(params, batch))
+        others = optax.tree.sub(total, jax.grad(loss_fn)(params, batch))
         return hessian_product(loss_fn, params, batch, others)
 
     return jax.tree.map(lambda leaf: leaf.sum(0) / (n * (n - 1)), jax.vmap(one)(batches))
@@ -181,17 +190,17 @@ def _second_order(loss_fn: LossFn, params: Any, batches: Any, n: int) -> dict[st
     def of(a: jax.Array) -> dict[str, Any]:
         pick = lambda tree: jax.tree.map(lambda leaf: leaf[a], tree)  # noqa: E731
         batch, g, same = pick(batches), pick(grads), pick(diagonal)
-        rest = _subtract(total, g)  # sum of G_b, b != a
+        rest = optax.tree.sub(total, g)  # sum of G_b, b != a
         row = jax.tree.map(lambda leaf: leaf[a].sum(0), products)  # sum of H_a G_b over all b
         column = jax.tree.map(lambda leaf: leaf[:, a].sum(0), products)  # sum of H_b G_a over all b
-        squares = _subtract(jax.tree.map(lambda leaf: leaf.sum(0), diagonal), same)  # sum of H_b G_b, b != a
+        squares = optax.tree.sub(jax.tree.map(lambda leaf: leaf.sum(0), diagonal), same)  # sum of H_b G_b, b != a
         everything = jax.tree.map(lambda leaf: leaf.sum((0, 1)), products)
         # sum of H_b G_c over b, c != a that differ
         different = jax.tree.map(lambda e, r, c, s, q: e - r - c + s - q, everything, row, column, same, squares)
         arguments = {
             "HHg:abc": different,
-            "HHg:aab": _subtract(row, same),
-            "HHg:aba": _subtract(column, same),
+            "HHg:aab": optax.tree.sub(row, same),
+            "HHg:aba": optax.tree.sub(column, same),
             "HHg:abb": squares,
             "HHg:aaa": same,
         }
@@ -201,8 +210,8 @@ def _second_order(loss_fn: LossFn, params: Any, batches: Any, n: int) -> dict[st
         pairs = jax.tree.map(lambda leaf: leaf.sum(0), jax.vmap(third)(grads, grads))  # sum of T_a[G_b, G_b]
         found["T:aaa"] = third(g, g)
         found["T:aab"] = third(g, rest)
-        found["T:abb"] = _subtract(pairs, found["T:aaa"])
-        found["T:abc"] = _subtract(third(rest, rest), found["T:abb"])
+        found["T:abb"] = optax.tree.sub(pairs, found["T:aaa"])
+        found["T:abc"] = optax.tree.sub(third(rest, rest), found["T:abb"])
         return found
 
     sums = jax.tree.map(lambda leaf: leaf.sum(0), jax.lax.map(of, jnp.arange(n)))
@@ -223,10 +232,6 @@ def hessian_product(loss_fn: LossFn, params: Any, batch: Any, vector: Any) -> An
 def _third(loss_fn: LossFn, params: Any, batch: Any, u: Any, v: Any) -> Any:
     """T[u, v], the derivative of H v along u."""
     return jax.jvp(lambda p: hessian_product(loss_fn, p, batch, v), (params,), (u,))[1]
-
-
-def _subtract(a: Any, b: Any) -> Any:
-    return jax.tree.map(jnp.subtract, a, b)
 
 
 def pool_length(batches: Any, least: int = 1) -> int:

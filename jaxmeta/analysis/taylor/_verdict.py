@@ -20,7 +20,7 @@ from jaxmeta.analysis.taylor._expansion import WORDS, Expansion
 _DEGREE = 5
 _EPS = 4 * np.finfo(np.float64).eps
 _SEEN = 30  # what is to be told from rounding is so many times larger
-_CURVED = 0.25  # an order is told from the next where the next is smaller than this share of it
+_CURVED = 0.1  # an order is told from the next where the next is smaller than this share of it
 _SLOPE_TOLERANCE = 0.05
 _PARALLEL = 1e-6  # the sine of the angle below which two means point the same way
 
@@ -104,7 +104,7 @@ def judge(
         sweep = sweep - alphas[:, None] ** power * vector
         residuals.append(np.linalg.norm(sweep, axis=1))
     slopes = tuple(_slope(alphas, row, noise) for row in residuals)
-    hidden = any(
+    hidden = np.isnan(slopes).any() or any(
         slope == np.inf and 0 < size <= _SEEN * noise[0]
         for slope, size in zip(slopes, _sizes_left(alphas[0], predicted), strict=True)
     )
@@ -164,7 +164,7 @@ def _unmeasurable(means: dict[str, np.ndarray]) -> str:
 def _sizes_left(top: float, predicted: Sequence[np.ndarray]) -> list[float]:
     """How large what is left after each order should be at the largest alpha; after the last, if orders go on so."""
     sizes = [top**power * float(np.linalg.norm(vector)) for power, vector in enumerate(predicted)]
-    return [*sizes[1:], sizes[0] * (sizes[1] / sizes[0]) ** len(sizes)]
+    return [*sizes[1:], sizes[0] * (sizes[1] / (sizes[0] or np.inf)) ** len(sizes)]
 
 
 def _slope(alphas: np.ndarray, residuals: np.ndarray, noise: np.ndarray) -> float:

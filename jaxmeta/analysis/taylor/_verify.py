@@ -6,7 +6,7 @@ mini-batches, at several alpha. What they come to is judged in `_verdict`.
 
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import jax
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
+from jaxmeta._memory import subprograms
 from jaxmeta.analysis.taylor._expansion import WORDS, Expansion
 from jaxmeta.analysis.taylor._mean_gradient import mean_gradient
 from jaxmeta.analysis.taylor._orderings import exact_orderings
@@ -54,9 +55,10 @@ def verify_expansion(
         A `Verdict`.
 
     Raises:
-        TypeError: `params` are not all float64, or the loss is no float64 scalar.
-        ValueError: the pool has fewer mini-batches than the expansion names, an alpha is not positive, there are fewer
-            than four, `order` is neither 1 nor 2, `size` is out of range, or AvgGrad is zero.
+        TypeError: `params` are not all float64, or the loss is no float64 scalar or computed in less on the way.
+        ValueError: the pool has fewer mini-batches than the expansion names, or no few of its orderings average like
+            all; a coefficient is missing or not finite; an alpha is not positive, or there are fewer than four;
+            `order` is neither 1 nor 2, `size` or `tolerance` is out of range, or AvgGrad is zero.
         FloatingPointError: a loss or a gradient is not finite.
 
     >>> from jaxmeta.analysis.taylor import expansion
@@ -67,8 +69,9 @@ def verify_expansion(
     >>> verdict.accepted, [round(c.measured, 6) + 0.0 for c in verdict.coefficients]
     (True, [3.0, -3.0, 0.0])
     """
-    _check_inputs(params, batches, expansion, alphas, order, size)
+    _check_inputs(params, batches, expansion, order, size, tolerance)
     _check_loss(loss_fn, params, batches)
+    rates = None if alphas is None else _checked_alphas(alphas)
     losses, found = _losses_and_terms(loss_fn, params, batches, order)
     if not np.isfinite(losses).all():
         bad = int(np.argmin(np.isfinite(losses)))
@@ -86,8 +89,8 @@ def verify_expansion(
         found = np.stack([_measure(loss_fn, expansion, params, batches, rows, alpha) for alpha in rates])
         return judge(expansion, means, predicted, rates, found, len(rows), tolerance)
 
-    if alphas is not None:
-        return sweep(np.unique(np.array(alphas, np.float64))[::-1])
+    if rates is not None:
+        return sweep(rates)
     ladder = _ladder(predicted, means, size)
     verdict = sweep(ladder)
     for attempt in range(1, _TRIES):
@@ -118,14 +121,13 @@ def _predicted(expansion: Expansion, means: dict[str, np.ndarray], words: Sequen
 def _ladder(predicted: list[np.ndarray], means: dict[str, np.ndarray], size: float) -> np.ndarray:
     """Six halving rates, the first such that each order is at most `size` of the one below it."""
     sizes = [float(np.linalg.norm(vector)) for vector in predicted]
+    sizes[0] = sizes[0] or float(np.linalg.norm(means["g"]))
     ratios = [high / low for low, high in itertools.pairwise(sizes) if low and high]
     curvature = max((np.linalg.norm(means[w]) / sizes[0] for w in WORDS[1] if w in means), default=1.0)
     return size / (max(ratios, default=curvature) or 1.0) * 0.5 ** np.arange(_POINTS)
 
 
-def _check_inputs(
-    params: Any, batches: Any, expansion: Expansion, alphas: Sequence[float] | None, order: int, size: float
-) -> None:
+def _check_inputs(params: Any, batches: Any, expansion: Expansion, order: int, size: float, tolerance: float) -> None:
     n, wanted = pool_length(batches), expansion.different
     if n < wanted:
         raise ValueError(f"k={expansion.k} wants {wanted} different mini-batches, but batches holds {n}")
@@ -133,10 +135,11 @@ def _check_inputs(
         raise ValueError(f"order must be 1 or 2, but is {order}")
     if not 0 < size < 1:
         raise ValueError(f"size must lie between 0 and 1, but is {size}")
-    if alphas is not None and not all(alpha > 0 for alpha in alphas):
-        raise ValueError(f"alphas must be positive, but are {list(alphas)}")
-    if alphas is not None and len(set(alphas)) < 4:
-        raise ValueError(f"alphas must be at least four, to tell orders apart, but are {list(alphas)}")
+    if not 0 < tolerance < 1:
+        raise ValueError(f"tolerance must lie between 0 and 1, but is {tolerance}")
+    named = {word for words in WORDS for word in words}
+    if bad := sorted(w for w in named if not np.isfinite(expansion.coefficients.get(w, np.nan))):
+        raise ValueError(f"expansion must have a finite coefficient of each word, but has none of {', '.join(bad)}")
     if odd := {str(jnp.asarray(leaf).dtype) for leaf in jax.tree.leaves(params)} - {"float64"}:
         raise TypeError(
             f"params must be float64, to tell orders of alpha apart, but are {', '.join(sorted(odd))}: run under "
@@ -145,12 +148,32 @@ def _check_inputs(
 
 
 def _check_loss(loss_fn: LossFn, params: Any, batches: Any) -> None:
-    loss = jax.eval_shape(loss_fn, params, jax.tree.map(lambda leaf: leaf[0], batches))
-    if loss.shape or loss.dtype != np.float64:
-        raise TypeError(
-            f"loss_fn must return a float64 scalar, but returns {loss.dtype}{list(loss.shape)}: it computes in less "
-            "than double precision if it converts to another type inside"
-        )
+    traced, loss = jax.make_jaxpr(loss_fn, return_shape=True)(params, jax.tree.map(lambda leaf: leaf[0], batches))
+    if not isinstance(loss, jax.ShapeDtypeStruct) or loss.shape or loss.dtype != np.float64:
+        raise TypeError(f"loss_fn must return a float64 scalar, but returns {loss}")
+    if narrow := sorted(set(_narrowed(traced.jaxpr))):
+        raise TypeError(f"loss_fn must compute in double precision, but converts float64 to {', '.join(narrow)} inside")
+
+
+def _narrowed(jaxpr: Any) -> Iterator[str]:
+    """Types of less precision that float64 values are converted to."""
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "convert_element_type" and eqn.invars[0].aval.dtype == np.float64:
+            new = eqn.params["new_dtype"]
+            if jnp.issubdtype(new, jnp.floating) and new != np.float64:
+                yield str(new)
+        for sub in subprograms(eqn):
+            yield from _narrowed(sub)
+
+
+def _checked_alphas(alphas: Sequence[float]) -> np.ndarray:
+    """Falling, each once."""
+    found = np.unique(np.asarray(alphas, np.float64))[::-1]
+    if not ((found > 0) & (found < np.inf)).all():
+        raise ValueError(f"alphas must be positive and finite, but are {np.asarray(alphas).tolist()}")
+    if len(found) < 4:
+        raise ValueError(f"alphas must be at least four, to tell orders apart, but are {np.asarray(alphas).tolist()}")
+    return found
 
 
 def _flat(tree: Any) -> np.ndarray:
