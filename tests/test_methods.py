@@ -136,7 +136,7 @@ METHODS = [
         "metanet",
         metanet(memory.AugmentedConv(WAYS, features=8, convolutions=2, key_features=16, fast_layers=2), hidden=8),
         GLYPHS,
-        optax.adam(1e-2),
+        optax.adam(3e-2),
         uses_key=True,
     ),
     Row(
