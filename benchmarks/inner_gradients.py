@@ -24,7 +24,7 @@ from jax.sharding import PartitionSpec as P
 from scipy import stats
 
 from jaxmeta import Batch, MetaLearner, evaluate, minibatches, nn, reptile, tasks
-from jaxmeta.learner import task_mesh
+from jaxmeta.meta_batch import task_mesh
 
 WAYS, POOL, ALPHA = 5, 20, 0.075
 EVAL_SHOTS, EVAL_QUERIES, EVAL_STEPS = 5, 3, 5
@@ -149,11 +149,12 @@ def earlier(name: str, wanted: dict[str, Any], rows_of: Callable[[Any], list[dic
     report = json.loads(path.read_text()) if path.exists() else {}
     if any(report.get(key) != value for key, value in json.loads(json.dumps(wanted)).items()):
         return {}
-    rows = rows_of(report)
-    return {
-        Curve(**{k: tuple(v) if k == "weights" else v for k, v in row.items() if k in Curve._fields}): row
-        for row in rows
-    }
+
+    def curve_of(row: dict[str, Any]) -> Curve:
+        fields = {name: row[name] for name in Curve._fields}
+        return Curve(**{**fields, "weights": tuple(row["weights"])})
+
+    return {curve_of(row): row for row in rows_of(report)}
 
 
 def measure(setup: Setup, curve: Curve, episodes: int) -> dict[str, Any]:

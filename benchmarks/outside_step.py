@@ -78,7 +78,8 @@ def time_fit(settings: presets.Settings, setup: presets.Setup) -> float:
 def time_compiled(settings: presets.Settings, setup: presets.Setup) -> float:
     from jax.sharding import NamedSharding, PartitionSpec
 
-    from jaxmeta.learner import descended, divide
+    from jaxmeta.learner import descended
+    from jaxmeta.meta_batch import divide
 
     source, key = setup.train_source, jax.random.key(1)
     episode = source.sample(source.data, key)

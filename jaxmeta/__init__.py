@@ -9,11 +9,11 @@ from jaxmeta.learner import (
     MetaLearner,
     Model,
     Replacement,
-    batch_meta_grad,
     descended,
     outer_step,
 )
 from jaxmeta.memory import mann, metanet
+from jaxmeta.meta_batch import batch_meta_grad
 from jaxmeta.metric import matching, matching_fce, prototypical, prototypical_zero_shot, relation, siamese
 from jaxmeta.optimization import (
     anil,

@@ -11,7 +11,7 @@ from helpers import assert_trees_close, to_float64
 
 from jaxmeta import Batch, Episode, MetaLearner, batch_meta_grad, losses, maml, nn, tasks
 from jaxmeta._memory import peak_bytes
-from jaxmeta.learner import count_tasks, divide
+from jaxmeta.meta_batch import count_tasks, divide
 
 LEARNER = maml(
     nn.MLP((8, 8), 1, activation=jnp.tanh),

@@ -11,7 +11,8 @@ import optax
 
 from jaxmeta.analysis._inspect import inspect_compiled
 from jaxmeta.episode import Episode
-from jaxmeta.learner import MetaLearner, Metrics, Params, batch_meta_grad
+from jaxmeta.learner import MetaLearner, Metrics, Params
+from jaxmeta.meta_batch import batch_meta_grad
 
 MetaGrad = Callable[[Params, Episode, jax.Array], tuple[Params, Metrics]]
 

@@ -211,7 +211,7 @@ def _evaluate_settings(command: Evaluate, settings: Any) -> Any:
 
 def _chunk(settings: Any) -> int | None:
     """The settings' chunk, or less where it does not divide a device's share of the meta-batch."""
-    from jaxmeta.learner import task_mesh
+    from jaxmeta.meta_batch import task_mesh
 
     share = settings.meta_batch // task_mesh(settings.meta_batch).size
     return None if settings.chunk is None else math.gcd(settings.chunk, share)

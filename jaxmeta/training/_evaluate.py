@@ -16,8 +16,9 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from jaxmeta.episode import Episode, is_classification
-from jaxmeta.learner import MetaLearner, Params, count_tasks, divide
+from jaxmeta.learner import MetaLearner, Params
 from jaxmeta.losses import score
+from jaxmeta.meta_batch import count_tasks, divide
 from jaxmeta.tasks import Source
 from jaxmeta.training._run import unbound
 

@@ -21,7 +21,8 @@ import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxmeta.learner import MetaLearner, Params, batch_meta_grad, descended, divide, outer_step
+from jaxmeta.learner import MetaLearner, Params, descended, outer_step
+from jaxmeta.meta_batch import batch_meta_grad, divide
 from jaxmeta.tasks import Source
 from jaxmeta.training import _run
 from jaxmeta.training._run import TrainState

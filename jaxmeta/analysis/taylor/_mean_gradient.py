@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.core import Tracer
 
 from jaxmeta.analysis.taylor._expansion import Expansion, Method
 from jaxmeta.analysis.taylor._terms import LossFn, pool_length
 from jaxmeta.episode import Episode
-from jaxmeta.learner import divide, sum_over_chunks
+from jaxmeta.meta_batch import divide, sum_over_chunks
 from jaxmeta.optimization import fomaml_grad, maml_grad, reptile_grad
 
 _BLOCK = 8  # steps of rate 0 are put first until there are as many: one compiled program then serves k = 1 .. 8
@@ -44,7 +45,7 @@ def mean_gradient(loss_fn: LossFn, params: Any, batches: Any, expansion: Expansi
     [5.28, 6.6, 4.6]
     """
     rows, n = np.asarray(rows), pool_length(batches)
-    if not isinstance(alpha, jax.core.Tracer) and not alpha > 0:
+    if not isinstance(alpha, Tracer) and not alpha > 0:
         raise ValueError(f"alpha must be positive, but is {alpha}")
     if rows.ndim != 2 or not len(rows) or rows.shape[1] < expansion.different:
         raise ValueError(
