@@ -18,6 +18,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import optax
+from common import write
 
 from jaxmeta import episode, fit, memory, tasks
 
@@ -35,7 +36,7 @@ def source(subset: tasks.Subset, ways: int) -> tasks.Source:
 def judge(
     model: memory.MANN, params: object, test: tasks.Source, *, ways: int, labels: memory.Code, episodes: int
 ) -> np.ndarray:
-    """Accuracy at each presentation, averaged over test episodes: `[instances]`."""
+    """Accuracy at each presentation in each test episode: `[episodes, instances]`."""
 
     @jax.jit
     def one(key: jax.Array, data: object) -> jax.Array:
@@ -45,7 +46,7 @@ def judge(
 
     keys = jax.random.split(jax.random.key(0), episodes)
     found = jax.lax.map(functools.partial(one, data=test.data), keys, batch_size=50)
-    return np.asarray(found).mean(0)
+    return np.asarray(found)
 
 
 def main() -> None:
@@ -88,7 +89,8 @@ def main() -> None:
     summary = {
         "command": f"python benchmarks/mann.py --addressing {given.addressing} --controller {given.controller} "
         f"--labels {given.labels} --ways {given.ways} --steps {given.steps} --learning-rate {given.learning_rate}",
-        "by_instance": [round(float(value), 4) for value in found],
+        "by_instance": [round(float(value), 4) for value in found.mean(0)],
+        "intervals": [round(float(1.96 * value / len(found) ** 0.5), 4) for value in found.std(0, ddof=1)],
         "training_seconds": round(seconds, 1),
         "episodes": given.episodes,
         "history": [
@@ -96,8 +98,8 @@ def main() -> None:
             for row in result.history[:: max(1, len(result.history) // 50)]
         ],
     }
-    (given.out / "by_instance.json").write_text(json.dumps(summary, indent=2) + "\n")
-    print(json.dumps({name: summary[name] for name in ("command", "by_instance", "training_seconds")}))
+    print(json.dumps({name: summary[name] for name in ("command", "by_instance", "intervals", "training_seconds")}))
+    write(f"mann-{given.addressing}-{given.controller}-{given.labels}-{given.ways}ways", summary)
 
 
 if __name__ == "__main__":

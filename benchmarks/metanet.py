@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import jax
+from common import write
 
 from jaxmeta import evaluate, fit, memory, presets
 
@@ -41,11 +42,16 @@ def main() -> None:
         config={"settings": dataclasses.asdict(settings), "without": given.without},
         progress=False,
     )
-    found = {"training_seconds": round(time.perf_counter() - began, 1), "without": given.without}
+    without = f" --without {given.without}" if given.without else ""
+    found = {
+        "command": f"python benchmarks/metanet.py{without} --steps {given.steps} --out RUN",
+        "training_seconds": round(time.perf_counter() - began, 1),
+        "without": given.without,
+    }
     judged = evaluate(learner, result.params, setup.test_source, episodes=settings.episodes)
     found |= {"last_window": result.history[-1], "settings": dataclasses.asdict(settings), **judged.summary()}
-    (given.out / "result.json").write_text(json.dumps(found, indent=2) + "\n")
     print(json.dumps({name: found[name] for name in ("without", "mean", "interval", "training_seconds")}))
+    write("metanet" + (f"-without-{given.without}" if given.without else ""), found)
 
 
 if __name__ == "__main__":
