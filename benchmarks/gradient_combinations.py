@@ -67,11 +67,12 @@ def curves() -> list[Curve]:
 def main(arguments: Arguments) -> None:
     use_cores(None)
     setup = omniglot(features=arguments.features, steps=arguments.steps, seeds=arguments.seeds)
-    rows: list[dict[str, Any]] = []
-    done = earlier("gradient_combinations", settings(setup, arguments.episodes), lambda report: report["rows"])
+    found = earlier("gradient_combinations", settings(setup, arguments.episodes), lambda report: report["rows"])
     for curve in curves():
-        rows.append(done.get(curve) or measure(setup, curve, arguments.episodes))
-        write("gradient_combinations", report_of(setup, rows, arguments.episodes))  # as far as it has come
+        if curve not in found:
+            found[curve] = measure(setup, curve, arguments.episodes)
+        rows = [found[one] for one in curves() if one in found]  # as far as it has come
+        write("gradient_combinations", report_of(setup, rows, arguments.episodes))
     for pair in report_of(setup, rows, arguments.episodes)["ordering"]:
         print(f"{pair['better']:>12} - {pair['worse']:12}{100 * pair['mean']:>7.2f} ± {100 * pair['interval']:.2f}")
     print(report_of(setup, rows, arguments.episodes)["finding"])

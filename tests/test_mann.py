@@ -148,12 +148,13 @@ def loop(params: Any, model: MANN, x: Any, labels: Any) -> Any:
             continue
         emitted = h @ p["heads"] + p["heads_bias"]
         if model.addressing == "lrua":
-            s, k = sigmoid(emitted[:READS])[:, None], np.tanh(emitted[READS:].reshape(READS, WIDTH))
+            s, vectors = sigmoid(emitted[:READS])[:, None], np.tanh(emitted[READS:].reshape(-1, READS, WIDTH))
+            k = vectors[0]
             order = np.argsort(usage, kind="stable")
             w_write = s * w_read + (1 - s) * np.eye(SLOTS)[order[:READS]]
             rows[order[0]] = 0
-            for w, key in zip(w_write, k, strict=True):
-                rows = rows + np.outer(w, key)
+            for w, vector in zip(w_write, k if model.written == "key" else vectors[1], strict=True):
+                rows = rows + np.outer(w, vector)
             w_read = softmax(cosines(k, rows))
             usage = model.decay * usage + w_read.sum(0) + w_write.sum(0)
         else:
@@ -186,6 +187,7 @@ VARIANTS = [
     {"addressing": "none"},
     {"controller": "feedforward", "addressing": "none"},
     {"read_input": False, "decay": 0.95},
+    {"written": "key"},
 ]
 
 
@@ -201,8 +203,9 @@ def test_a_whole_episode_is_the_loop(variant: dict[str, Any]) -> None:
 
 
 @pytest.mark.usefixtures("float64")
-def test_the_gradient_is_that_of_finite_differences() -> None:
-    model, episode = MANN(**SMALL), to_float64(small_episode())
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_the_gradient_is_that_of_finite_differences(variant: dict[str, Any]) -> None:
+    model, episode = MANN(**{**SMALL, **variant}), to_float64(small_episode())
     learner = mann(model, ways=WAYS)
     params = jax.tree.map(lambda leaf: 2 * leaf + 0.1, to_float64(learner.init(jax.random.key(0), episode)))
     found = jax.jit(lambda p, e: learner.meta_grad(p, e, jax.random.key(1)))

@@ -1,9 +1,9 @@
 """How an external memory is written and read: by least recent use (LRUA), or by content and location (NTM).
 
-LRUA, for a memory M `[slots, width]`, n heads with keys k and gates s, and usage u:
+LRUA, for a memory M `[slots, width]`, n heads with keys k, gates s and what they write a, and usage u:
 
     w^lu = the n least used slots of u, one for each head          w^w = s w^r + (1 - s) w^lu
-    M    <- M with the least used slot zeroed, then + sum_heads w^w k^T
+    M    <- M with the least used slot zeroed, then + sum_heads w^w a^T
     w^r  <- softmax( cos(k, M) )       r = w^r M                   u <- gamma u + sum_heads (w^r + w^w)
 
 NTM, for every head: content c = softmax(beta cos(k, M)), interpolated, shifted and sharpened,
@@ -14,11 +14,11 @@ NTM, for every head: content c = softmax(beta cos(k, M)), interpolated, shifted 
 |---|---|---|---|---|
 | M | `memory` | | u, gamma (LRUA) | `usage`, `decay` |
 | w^r | `read_weights` | | w^w | `write_weights` |
+| k | `keys` | | a | `written`; the paper writes the keys |
 | beta, gamma (NTM) | `strength`, `sharpness` | | g, s | `gate`, `shift` |
 
 Everything is one step of one episode. What is not said otherwise follows the paper; where several heads make it
-silent: head r takes the r-th least used slot, every head writes its own key, one slot alone is zeroed, and usage
-adds up over heads.
+silent: head r takes the r-th least used slot, one slot alone is zeroed, and usage adds up over heads.
 """
 
 from typing import NamedTuple
@@ -112,22 +112,23 @@ def least_used(usage: jax.Array, count: int) -> jax.Array:
 
 
 def lrua_step(
-    state: LRUAState, keys: jax.Array, gates: jax.Array, *, decay: float
+    state: LRUAState, keys: jax.Array, gates: jax.Array, *, decay: float, written: jax.Array | None = None
 ) -> tuple[LRUAState, jax.Array, jax.Array]:
-    """Writes keys to the memory and reads from it, by least recent use.
+    """Writes to the memory and reads from it, by least recent use.
 
     Args:
         state: the memory before.
-        keys: `[reads, width]`; what is written, and what is looked for.
+        keys: `[reads, width]`, what is looked for.
         gates: `[reads]` in [0, 1], sigmoid(alpha): 1 writes where the head read before, 0 to the least used slot.
         decay: gamma, what is left of a usage after a step.
+        written: `[reads, width]`, what is written; None for the keys, as in the paper's equation 7.
 
     Returns:
         `(state, read, write_weights)`: the memory after, `[reads, width]`, and `[reads, slots]`.
 
     >>> before = LRUAState(jnp.eye(3, 2), jnp.array([0.9, 0.2, 0.6]), jnp.array([[0.7, 0.1, 0.2]]))
-    >>> after, read, written = lrua_step(before, jnp.array([[0.6, -0.8]]), jnp.array([0.5]), decay=0.99)
-    >>> [jax.device_get(a).astype(float).round(4).tolist() for a in (written, after.memory[1])]
+    >>> after, read, weights = lrua_step(before, jnp.array([[0.6, -0.8]]), jnp.array([0.5]), decay=0.99)
+    >>> [jax.device_get(a).astype(float).round(4).tolist() for a in (weights, after.memory[1])]
     [[[0.35, 0.55, 0.1]], [0.33, -0.44]]
 
     References:
@@ -135,7 +136,7 @@ def lrua_step(
     """
     least = least_used(state.usage, len(keys))
     write_weights = gates[:, None] * state.read_weights + (1 - gates[:, None]) * least
-    memory = state.memory * (1 - least[0])[:, None] + jnp.einsum("hs,hw->sw", write_weights, keys)
+    memory = state.memory * (1 - least[0])[:, None] + jnp.einsum("hs,hw->sw", write_weights, keys if written is None else written)
     read_weights = jax.nn.softmax(cosine(keys, memory))
     usage = decay * state.usage + (read_weights + write_weights).sum(0)
     return LRUAState(memory, usage, read_weights), read_weights @ memory, write_weights

@@ -22,6 +22,7 @@ from jaxmeta.memory._recurrence import scan_deferred
 
 Controller = Literal["lstm", "feedforward"]
 Addressing = Literal["lrua", "ntm", "none"]
+Written = Literal["own", "key"]
 Kernels = dict[str, jax.Array]
 
 _BLANK = 1e-6  # every entry of a memory nothing was written to
@@ -68,17 +69,24 @@ class Cell(NamedTuple):
     reads: int
     decay: float
     read_input: bool
+    written: Written
 
     @property
     def gates(self) -> int:
         """Pre-activations of the controller."""
         return self.features * (4 if self.controller == "lstm" else 1)
 
+    def first_bias(self, key: jax.Array, shape: Any, dtype: Any = jnp.float32) -> jax.Array:
+        """1 for forget gates, 0 for all else."""
+        del key
+        return jnp.zeros(shape, dtype).at[: self.features * (self.controller == "lstm")].set(1)
+
     def kernels(self) -> dict[str, tuple[int, int]]:
         """Shapes of the kernels that a step multiplies by."""
         lstm, read = self.controller == "lstm", self.reads * self.width * (self.addressing != "none")
         fed_back = self.features * lstm + read * self.read_input
-        heads = {"lrua": self.reads * (self.width + 1), "ntm": (self.reads + 1) * (self.width + 6) + 2 * self.width}
+        lrua = self.reads * (1 + self.width * (2 if self.written == "own" else 1))
+        heads = {"lrua": lrua, "ntm": (self.reads + 1) * (self.width + 6) + 2 * self.width}
         shapes = {
             "controller": (fed_back, self.gates),
             "heads": (self.features, heads.get(self.addressing, 0)),
@@ -110,9 +118,11 @@ class Cell(NamedTuple):
         return give * jnp.tanh(cell), cell
 
     def _lrua(self, memory: LRUAState, emitted: jax.Array) -> tuple[LRUAState, jax.Array, Trace]:
-        keys = jnp.tanh(emitted[self.reads :].reshape(self.reads, self.width))
-        memory, read, written = lrua_step(memory, keys, jax.nn.sigmoid(emitted[: self.reads]), decay=self.decay)
-        return memory, read, Trace(memory.read_weights, written, memory.usage)
+        gates, vectors = emitted[: self.reads], jnp.tanh(emitted[self.reads :].reshape(-1, self.reads, self.width))
+        memory, read, write_weights = lrua_step(
+            memory, vectors[0], jax.nn.sigmoid(gates), decay=self.decay, written=vectors[-1]
+        )
+        return memory, read, Trace(memory.read_weights, write_weights, memory.usage)
 
     def _ntm(self, memory: NTMState, emitted: jax.Array) -> tuple[NTMState, jax.Array, Trace]:
         write, heads = emitted[: 2 * self.width], emitted[2 * self.width :].reshape(self.reads + 1, -1)
@@ -132,8 +142,8 @@ class Cell(NamedTuple):
 class MANN(nn.Module):
     """A memory-augmented network over a sequence.
 
-    Defaults are the paper's. Without a memory (`addressing="none"`) it is the paper's baseline, an LSTM or a
-    feed-forward network on the same sequence.
+    Sizes are the paper's. Without a memory (`addressing="none"`) it is the paper's baseline, an LSTM or a
+    feed-forward network on the same sequence. The LSTM's forget gates start with a bias of 1.
 
     Attributes:
         controller: `"lstm"` or `"feedforward"`.
@@ -144,6 +154,9 @@ class MANN(nn.Module):
         reads: read heads. LRUA writes with each of them, an NTM with one head of its own.
         decay: LRUA's gamma; some re-implementations take 0.95.
         read_input: feed what was read to the controller's next step. The paper's text says so, its equations do not.
+        written: what a head of LRUA writes: `"own"`, a vector that the controller emits for it, as in
+            re-implementations that learn; `"key"`, the key that it reads by, as in the paper's equation 7. Then one
+            vector has to store the last input with its label and to look the new input up.
 
     References:
         Santoro, Bartunov, Botvinick, Wierstra, Lillicrap 2016, arXiv:1605.06065; Graves, Wayne, Danihelka 2014,
@@ -158,6 +171,7 @@ class MANN(nn.Module):
     reads: int = 4
     decay: float = 0.99
     read_input: bool = True
+    written: Written = "own"
 
     @nn.compact
     def __call__(
@@ -177,7 +191,7 @@ class MANN(nn.Module):
         self._check(x, labels)
         cell = self._cell()
         # Each with a fan-in of its own at the start: five numbers of a label would be lost among 400 of an image.
-        seen = nn.Dense(cell.gates, name="input")(x.reshape(len(x), -1))
+        seen = nn.Dense(cell.gates, bias_init=cell.first_bias, name="input")(x.reshape(len(x), -1))
         told = nn.Dense(cell.gates, use_bias=False, name="label")(labels)
         shapes, init = cell.kernels(), nn.initializers.lecun_normal()
         biases = {"controller": seen + told}
@@ -208,6 +222,8 @@ class MANN(nn.Module):
             raise ValueError(f"controller must be one of {get_args(Controller)}, but is {self.controller!r}")
         if self.addressing not in get_args(Addressing):
             raise ValueError(f"addressing must be one of {get_args(Addressing)}, but is {self.addressing!r}")
+        if self.written not in get_args(Written):
+            raise ValueError(f"written must be one of {get_args(Written)}, but is {self.written!r}")
         for name in ("features", "width"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 1 or more, but is {getattr(self, name)}")
