@@ -12,7 +12,6 @@ import argparse
 import functools
 import json
 import os
-import time
 from pathlib import Path
 
 import jax
@@ -40,13 +39,23 @@ def judge(
 
     @jax.jit
     def one(key: jax.Array, data: object) -> jax.Array:
-        batch = episode.concatenate(*test.sample(data, key))
-        reading = memory.read_episode(model, params, batch, key, ways=ways, labels=labels)
+        sample_key, read_key = jax.random.split(key)
+        batch = episode.concatenate(*test.sample(data, sample_key))
+        reading = memory.read_episode(model, params, batch, read_key, ways=ways, labels=labels)
         return memory.by_instance(reading.right, reading.labels, INSTANCES)
 
-    keys = jax.random.split(jax.random.key(0), episodes)
+    keys = jax.random.split(jax.random.key(1), episodes)
     found = jax.lax.map(functools.partial(one, data=test.data), keys, batch_size=50)
     return np.asarray(found)
+
+
+def words(settings: dict[str, object]) -> list[str]:
+    """The command line of these settings."""
+    found = []
+    for name, value in settings.items():
+        option = "--" + name.replace("_", "-")
+        found += ([option] if value else []) if isinstance(value, bool) else [option, str(value)]
+    return found
 
 
 def main() -> None:
@@ -55,6 +64,7 @@ def main() -> None:
     parser.add_argument("--controller", default="lstm", choices=("lstm", "feedforward"))
     parser.add_argument("--written", default="own", choices=("own", "key"))
     parser.add_argument("--labels", default="one_hot", choices=("one_hot", "strings"))
+    parser.add_argument("--distort", action="store_true", help="turn and shift training images a little, as the paper")
     parser.add_argument("--ways", type=int, default=5)
     parser.add_argument("--steps", type=int, default=20_000)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
@@ -62,9 +72,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     model = memory.MANN(addressing=given.addressing, controller=given.controller, written=given.written)
-    learner = memory.mann(model, ways=given.ways, labels=given.labels)
+    distort = memory.turns_and_shifts() if given.distort else None
+    learner = memory.mann(model, ways=given.ways, labels=given.labels, distort=distort)
     optimizer = optax.chain(optax.clip_by_global_norm(10.0), optax.adam(given.learning_rate))
-    began = time.perf_counter()
+    settings = {name: value for name, value in vars(given).items() if name != "out"}
     result = fit(
         learner,
         source("trainval", given.ways),
@@ -76,9 +87,9 @@ def main() -> None:
         resume=True,
         log_every=100,
         checkpoint_every=1000,
+        config={"settings": settings},
         progress=False,
     )
-    seconds = time.perf_counter() - began
     found = judge(
         model,
         result.params,
@@ -88,12 +99,11 @@ def main() -> None:
         episodes=given.episodes,
     )
     summary = {
-        "command": f"python benchmarks/mann.py --addressing {given.addressing} --controller {given.controller} "
-        f"--labels {given.labels} --ways {given.ways} --steps {given.steps} --learning-rate {given.learning_rate}",
+        "command": " ".join(["python benchmarks/mann.py", *words(settings), "--out RUN"]),
+        "settings": settings,
         "by_instance": [round(float(value), 4) for value in found.mean(0)],
         "intervals": [round(float(1.96 * value / len(found) ** 0.5), 4) for value in found.std(0, ddof=1)],
-        "training_seconds": round(seconds, 1),
-        "episodes": given.episodes,
+        "training_seconds": round(sum(16 * 100 / row["tasks_per_second"] for row in result.history), 1),
         "history": [
             {name: row[name] for name in row if name.startswith(("step", "loss", "instance"))}
             for row in result.history[:: max(1, len(result.history) // 50)]

@@ -352,6 +352,9 @@ def test_distortions_reach_the_network() -> None:
     moved = memory.turns_and_shifts(0.0, 0.3)(images, jax.random.key(0))
     assert not np.allclose(moved, images, atol=0.1)
     assert not np.allclose(moved[0], moved[1], atol=0.1), "each by its own"
+    turned = memory.turns_and_shifts(0.5, 0.0)(images, jax.random.key(0))
+    assert not np.allclose(turned, images, atol=0.1)
+    assert not np.allclose(turned[0], turned[1], atol=0.1)
     episode = Episode(*(Batch(jnp.tile(images[:1], (n, 1, 1, 1)), jnp.arange(n) % WAYS) for n in (3, 6)))
     model, key = MANN(**SMALL), jax.random.key(0)
     params = mann(model, ways=WAYS).init(key, episode)
@@ -398,6 +401,12 @@ def test_memory_is_empty_at_the_start_of_every_episode() -> None:
         (lambda e: mann(MANN(**SMALL), ways=3, labels="words"), ValueError, "labels must be one of"),  # type: ignore
         (lambda e: mann(MANN(**SMALL, addressing="dnc"), ways=3).init(jax.random.key(0), e), ValueError, "addressing"),
         (lambda e: mann(MANN(**SMALL, controller="gru"), ways=3).init(jax.random.key(0), e), ValueError, "controller"),
+        (
+            lambda e: memory.read_episode(MANN(**SMALL), {}, e.query, jax.random.key(0), ways=2),
+            ValueError,
+            r"batch.y must lie in \[0, 2\), but holds labels 0..2",
+        ),
+        (lambda e: mann(MANN(**SMALL), ways=2).predict({}, *e, jax.random.key(0)), ValueError, r"batch.y must lie in"),
         (lambda e: mann(MANN(**SMALL), ways=2).init(jax.random.key(0), e), ValueError, r"support.y must lie in \[0, 2"),
         (
             lambda e: memory.read_episode(

@@ -136,7 +136,9 @@ def lrua_step(
     """
     least = least_used(state.usage, len(keys))
     write_weights = gates[:, None] * state.read_weights + (1 - gates[:, None]) * least
-    memory = state.memory * (1 - least[0])[:, None] + jnp.einsum("hs,hw->sw", write_weights, keys if written is None else written)
+    memory = state.memory * (1 - least[0])[:, None] + jnp.einsum(
+        "hs,hw->sw", write_weights, keys if written is None else written
+    )
     read_weights = jax.nn.softmax(cosine(keys, memory))
     usage = decay * state.usage + (read_weights + write_weights).sum(0)
     return LRUAState(memory, usage, read_weights), read_weights @ memory, write_weights

@@ -17,7 +17,8 @@ class AugmentedConv(nn.Module):
     """Convolutions, a dense layer whose output is the key, and a linear head; both networks of MetaNet.
 
     A layer with slow weights (W, c) and fast weights (W*, c*) gives relu(h W + c) + relu(h W* + c*), the head the sum
-    of its two linear maps.
+    of its two linear maps. The key is the sum of the dense layer's two linear maps, without relu: between keys of one
+    sign no cosine is negative, and attention over n of them never exceeds e / (e + n - 1).
 
     Attributes:
         outputs: width of the head, the ways.
@@ -56,9 +57,10 @@ class AugmentedConv(nn.Module):
             x = max_pool(x, (2, 2), (2, 2), "SAME")
         x = x.reshape(len(x), -1)
         slow = self._slow("dense", (x.shape[1], self.key_features))
-        keys = _total([nn.relu(_dense(x, layer)) for layer in _both(slow, fast.get("dense"))])
+        parts = [_dense(x, layer) for layer in _both(slow, fast.get("dense"))]
+        x = _total([nn.relu(part) for part in parts])
         slow = self._slow("head", (self.key_features, self.outputs))
-        return _total([_dense(keys, layer) for layer in _both(slow, fast.get("head"))]), keys
+        return _total([_dense(x, layer) for layer in _both(slow, fast.get("head"))]), _total(parts)
 
     def _slow(self, name: str, shape: tuple[int, ...]) -> Layer:
         init = nn.initializers.he_normal()

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxmeta.episode import Batch, Episode, check_episode, concatenate, is_classification
+from jaxmeta.episode import Batch, Episode, check_batch, check_episode, concatenate, is_classification
 from jaxmeta.learner import MetaLearner, Metrics, Params
 from jaxmeta.memory._cell import MANN, CellState, Trace
 from jaxmeta.memory._labels import Code, Words, by_instance, one_step_late, words
@@ -61,7 +61,7 @@ def read_episode(
 
     Raises:
         TypeError: the targets are not integer labels.
-        ValueError: there are fewer examples than classes, or `ways` or `labels` is out of range.
+        ValueError: there are fewer examples than classes, a label is out of range, or `ways` or `labels` is.
 
     >>> from jaxmeta.memory import MANN
     >>> batch, model = Batch(jnp.eye(4), jnp.array([0, 1, 0, 1])), MANN(features=8, slots=6, width=3, reads=1)
@@ -143,8 +143,9 @@ def mann(model: MANN, *, ways: int, labels: Code = "one_hot", distort: Distort |
     def meta_grad(params: Params, episode: Episode, key: jax.Array) -> tuple[Params, Metrics]:
         check_episode(episode, ways=ways)
         batch = concatenate(*episode)
+        key, distort_key = jax.random.split(key)
         if distort is not None:
-            batch = batch._replace(x=distort(batch.x, jax.random.fold_in(key, 1)))
+            batch = batch._replace(x=distort(batch.x, distort_key))
 
         def objective(params: Params) -> tuple[jax.Array, Metrics]:
             reading = read_episode(model, params, batch, key, ways=ways, labels=labels)
@@ -192,6 +193,7 @@ def _metrics(reading: Reading, ways: int) -> Metrics:
 def _shuffle(batch: Batch, ways: int, key: jax.Array) -> Batch:
     if not is_classification(batch.y):
         raise TypeError(f"a memory of labels wants integer labels, but targets have dtype {batch.y.dtype}")
+    check_batch("batch", batch, ways)
     if len(batch.y) < ways:
         raise ValueError(f"the sequence has {len(batch.y)} examples, fewer than its ways={ways} classes")
     order = jax.random.permutation(key, len(batch.y))

@@ -190,7 +190,8 @@ def _learner(settings: Settings, ways: int) -> MetaLearner:
                 mask=mask,
             )
         case "lstm_meta_learner":
-            return lstm_meta_learner(model, steps=steps, eval_steps=eval_steps, loss=loss)
+            # From the code's input gates of 0.01, Adam takes thousands of steps to let gradients in at all.
+            return lstm_meta_learner(model, steps=steps, eval_steps=eval_steps, input_bias=(-2.0, -1.0), loss=loss)
         case "reptile":
             return _reptile(settings, model)
         case _:
