@@ -67,6 +67,7 @@ def curves() -> list[Curve]:
 def main(arguments: Arguments) -> None:
     use_cores(None)
     setup = omniglot(features=arguments.features, steps=arguments.steps, seeds=arguments.seeds)
+    rows: list[dict[str, Any]] = []
     found = earlier("gradient_combinations", settings(setup, arguments.episodes), lambda report: report["rows"])
     for curve in curves():
         if curve not in found:
