@@ -77,7 +77,7 @@ def check_episode(episode: Episode, *, ways: int | None = None) -> None:
     ValueError: support.x holds 5 examples, but support.y holds 4 targets (shapes (5, 3) and (4,))
     """
     for name, batch in zip(Episode._fields, episode, strict=True):
-        _check_batch(name, batch, ways)
+        check_batch(name, batch, ways)
     support, query = episode
     if support.x.shape[1:] != query.x.shape[1:]:
         raise ValueError(
@@ -96,7 +96,8 @@ def check_episode(episode: Episode, *, ways: int | None = None) -> None:
         )
 
 
-def _check_batch(name: str, batch: Any, ways: int | None) -> None:
+def check_batch(name: str, batch: Any, ways: int | None) -> None:
+    """Raises what `check_episode` does if its part of that name is not a well-formed batch."""
     if not isinstance(batch, Batch):
         raise TypeError(f"{name} must be a jaxmeta.Batch(x, y), but is a {type(batch).__name__}")
     for part in Batch._fields:
