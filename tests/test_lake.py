@@ -1,6 +1,9 @@
 """Lake's one-shot protocol, on a folder that the test draws itself, and on the real alphabets where they are."""
 
+import dataclasses
+import json
 import shutil
+import sys
 from pathlib import Path
 
 import jax
@@ -10,7 +13,10 @@ import pytest
 from PIL import Image
 
 import jaxmeta as jm
-from jaxmeta import Batch, MetaLearner, nn, tasks
+from jaxmeta import Batch, MetaLearner, nn, presets, tasks
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import lake
 
 SIZE, WAYS = 21, 4
 
@@ -218,6 +224,49 @@ def test_episodes_can_keep_to_a_group() -> None:
         tasks.episodes(grouped(), ways=9, shots=1, queries=1, within_groups=True)
     with pytest.raises(ValueError, match="within_groups=True, but the classes have no groups"):
         tasks.episodes(grouped()._replace(groups=None), ways=2, shots=1, queries=1, within_groups=True)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "changes", "refused"),
+    [
+        ("omniglot", {}, False),
+        ("omniglot", {"split": "vinyals"}, True),
+        ("glyphs", {"split": "lake"}, True),
+    ],
+)
+def test_the_benchmark_refuses_runs_that_have_seen_its_characters(dataset, changes, refused, tmp_path: Path) -> None:
+    settings = dataclasses.replace(presets.settings("siamese", dataset, ways=5), **changes)
+    (tmp_path / "config.json").write_text(json.dumps({"settings": dataclasses.asdict(settings)}))
+    if refused:
+        with pytest.raises(ValueError, match="may be among the evaluation characters"):
+            lake.judged_settings(tmp_path)
+    else:
+        assert lake.judged_settings(tmp_path) == dataclasses.replace(settings, ways=20)
+
+
+def test_the_benchmark_says_what_repeats_it() -> None:
+    drawn = lake.Arguments(Path("runs/a"), runs=8, pairs=30, seed=2)
+    assert lake.command(drawn) == "python benchmarks/lake.py RUN --runs 8 --pairs 30 --seed 2"
+    official = dataclasses.replace(drawn, all_runs=Path("somewhere/all_runs"))
+    assert lake.command(official) == "python benchmarks/lake.py RUN --all-runs ALL_RUNS --pairs 30 --seed 2"
+
+
+def test_pairs_to_verify_are_of_one_alphabet_and_two_drawers() -> None:
+    pairs, same = lake.draw_pairs(grouped(), 60, seed=0)
+    letters, drawers = np.divmod(pairs[:, :, 0, 0, 0], 20)
+    np.testing.assert_array_equal(letters[:, 0] == letters[:, 1], same)
+    assert same.sum() == 30
+    assert (drawers[:, 0] != drawers[:, 1]).all()
+    np.testing.assert_array_equal(*(letters < 4).T)
+
+
+def test_verification_tells_its_interval_and_its_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All pairs taken for alike: half of them are."""
+    monkeypatch.setattr(lake, "characters", lambda settings, size: grouped())
+    monkeypatch.setattr(lake.metric, "verify", lambda twin, params, a, b: jnp.ones(len(a)))
+    found = lake.verification({}, presets.settings("siamese", "glyphs"), lake.Arguments(Path("run"), pairs=100))
+    assert (found["accuracy"], found["pairs"]) == (0.5, 100)
+    np.testing.assert_allclose(found["interval"], 1.96 * 0.5 / 10, rtol=0.01)
 
 
 def test_the_real_alphabets_serve(tfds_dir: Path) -> None:
