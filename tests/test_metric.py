@@ -1,5 +1,8 @@
 """The metric family against loops in NumPy, in double precision, and what its papers are often misread on."""
 
+import sys
+from pathlib import Path
+
 import flax.linen as fnn
 import jax
 import jax.numpy as jnp
@@ -12,6 +15,9 @@ import jaxmeta as jm
 from jaxmeta import Batch, Episode, metric, nn, tasks
 from jaxmeta.metric import _kernels, _koch
 from jaxmeta.metric._siamese import verification_loss
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks" / "peers"))
+from compare_prototypical import relative_difference
 
 KEY = jax.random.key(0)
 LABELS = np.array([2, 0, 1, 0, 2, 1, 1])  # three classes, in no order, of unequal sizes
@@ -670,3 +676,14 @@ def test_a_class_without_support_gets_no_probability_where_labels_are_not_known(
     assert np.isfinite(found[:, :2]).all()
     grads, metrics = jax.jit(learner.meta_grad)(params, lacking, KEY)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((grads, metrics)))
+
+
+def test_peers_whose_gradients_differ_are_not_raced() -> None:
+    ours = {"w": np.array([1.0, -2.0])}
+    np.testing.assert_allclose(relative_difference(ours, {"w": ours["w"] + 1e-11}), 5e-12, rtol=1e-3)
+    for theirs in (ours["w"] + 1e-9, ours["w"] * np.nan):
+        with pytest.raises(ValueError, match=r"the gradients differ by .* is not raced"):
+            relative_difference(ours, {"w": theirs})
+    for theirs in ({"w": ours["w"].astype(np.float32)}, {"v": ours["w"]}):
+        with pytest.raises(ValueError, match="gradients must be of the same parameters in float64"):
+            relative_difference(ours, theirs)
