@@ -603,6 +603,8 @@ def test_bad_arguments_are_named() -> None:
         jm.siamese(ENCODER, l2={"dense_0": 1.0, "alpha": float("nan")})
     with pytest.raises(TypeError, match="missing 1 required keyword-only argument: 'ways'"):
         jm.relation()  # pyright: ignore[reportCallIssue]
+    with pytest.raises(ValueError, match="ways must be a number: relation scores all classes together"):
+        jm.relation(ways=None)  # pyright: ignore[reportArgumentType]
     with pytest.raises(
         ValueError, match=r"l2 names \['conv_9'\], but the layers with kernels are \['alpha', 'dense_0', 'head'\]"
     ):

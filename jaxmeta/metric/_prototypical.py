@@ -54,8 +54,8 @@ def prototypical(
         A `MetaLearner`. Predictions are log-probabilities. Metrics: the query `loss` in nats and `accuracy`.
 
     Raises:
-        ValueError: `distance` is unknown or of more than two vectors, `temperature` is not positive, or `ways` is less
-            than 2.
+        ValueError: `distance` is unknown, is one of matrices, or gives no scalar; `temperature` is not positive; or
+            `ways` is less than 2.
 
     >>> from jaxmeta import nn, tasks
     >>> source = tasks.episodes(tasks.glyphs("train", classes=8, image_size=16), ways=3, shots=2, queries=1)

@@ -68,7 +68,7 @@ def relation(encoder: Model | None = None, relation_module: Relation | None = No
         distribution over classes. Metrics: the `loss`, mean squared error of the scores, and `accuracy`.
 
     Raises:
-        ValueError: `ways` is less than 2.
+        ValueError: `ways` is None or less than 2.
 
     >>> from jaxmeta import tasks
     >>> source = tasks.episodes(tasks.glyphs("train", classes=8), ways=3, shots=2, queries=1)
@@ -81,6 +81,8 @@ def relation(encoder: Model | None = None, relation_module: Relation | None = No
     References:
         Sung, Yang, Zhang, Xiang, Torr, Hospedales 2018, arXiv:1711.06025.
     """
+    if ways is None:
+        raise ValueError("ways must be a number: relation scores all classes together, and so has to know how many")
     f: Any = RelationEncoder() if encoder is None else encoder
     g: Any = RelationModule() if relation_module is None else relation_module
 
