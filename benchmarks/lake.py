@@ -2,7 +2,7 @@
 
 The runs are drawn from the evaluation alphabets: 20 of 20 trials, within an alphabet, one drawing of each character
 against another. With `--all-runs` they are the official ones. Verification is of pairs from one evaluation alphabet,
-half of them of one character; the threshold is 1/2.
+half of them of one character; the threshold is 1/2. Intervals are 1.96 sigma / sqrt(n), over runs and over pairs.
 
 jaxmeta train siamese --dataset omniglot --image-size 28 --out runs/siamese
 python benchmarks/lake.py runs/siamese
@@ -39,54 +39,82 @@ class Arguments:
 
 
 def main(arguments: Arguments) -> None:
-    config = json.loads((arguments.run_dir / "config.json").read_text())
-    settings = dataclasses.replace(presets.Settings(**config["settings"]), ways=20)
+    settings = judged_settings(arguments.run_dir)
     setup = presets.build(settings)
     episode = setup.train_source.sample(setup.train_source.data, jax.random.key(0))
     like = jax.eval_shape(setup.learner.init, jax.random.key(0), episode)
     params, step = load_params(arguments.run_dir, like, setup.optimizer)
-    size = settings.image_size
-    runs, fine = one_shot_runs(arguments, size), one_shot_runs(arguments, 105)
-    found = evaluate_runs(setup.test_learner, params, runs, seed=arguments.seed)
+    runs, fine = (one_shot_runs(arguments, settings, size) for size in (settings.image_size, 105))
+    mode: Any = settings.query_mode
+    found = evaluate_runs(setup.test_learner, params, runs, seed=arguments.seed, query_mode=mode)
     report: dict[str, Any] = {
-        "command": f"python benchmarks/lake.py RUN --runs {arguments.runs} --seed {arguments.seed}",
+        "command": command(arguments),
         "official_runs": arguments.all_runs is not None,
         "method": settings.method,
         "step": step,
         "accuracy": found.mean,
         "interval": found.interval,
         "by_run": [round(float(value), 3) for value in found.values],
+        "query_mode": found.query_mode,
         "episode_hash": found.episode_hash,
         "hausdorff_error_at_105": float(tasks.hausdorff_baseline(fine).mean()),
     }
     if settings.method == "siamese":
-        report["verification_accuracy"] = verification(params, size, arguments)
+        report["verification"] = verification(params, settings, arguments)
     (arguments.run_dir / "lake.json").write_text(json.dumps(report, indent=2) + "\n")
     print(json.dumps(report, indent=2))
 
 
-def one_shot_runs(arguments: Arguments, size: int) -> Any:
+def judged_settings(run_dir: Path) -> presets.Settings:
+    """A run's settings, for 20 ways; refused if what it is judged by may be what it was trained on."""
+    config = json.loads((run_dir / "config.json").read_text())
+    settings = dataclasses.replace(presets.Settings(**config["settings"]), ways=20)
+    if (settings.dataset, settings.split) != ("omniglot", "lake"):
+        raise ValueError(
+            f"{run_dir} was trained on {settings.dataset}, split {settings.split!r}: classes of its training may be "
+            "among the evaluation characters; want a run on omniglot, split 'lake'"
+        )
+    return settings
+
+
+def command(arguments: Arguments) -> str:
+    """What repeats the report."""
+    runs = f"--runs {arguments.runs}" if arguments.all_runs is None else "--all-runs ALL_RUNS"
+    return f"python benchmarks/lake.py RUN {runs} --pairs {arguments.pairs} --seed {arguments.seed}"
+
+
+def characters(settings: presets.Settings, size: int) -> tasks.Classes:
+    return tasks.omniglot("lake", "test", image_size=size, data_dir=settings.data_dir)
+
+
+def one_shot_runs(arguments: Arguments, settings: presets.Settings, size: int) -> Any:
     if arguments.all_runs is not None:
         return tasks.lake_runs(arguments.all_runs, image_size=size)
-    classes = tasks.omniglot("lake", "test", image_size=size)
-    return tasks.draw_runs(classes, runs=arguments.runs, seed=arguments.seed)
+    return tasks.draw_runs(characters(settings, size), runs=arguments.runs, seed=arguments.seed)
 
 
-def verification(params: Any, size: int, arguments: Arguments) -> float:
-    """The share of pairs, half of one character and half of two of an alphabet, that are told right."""
-    classes = tasks.omniglot("lake", "test", image_size=size)
-    rng, names = np.random.default_rng(arguments.seed), np.array(classes.groups)
-    pairs, same = [], np.arange(arguments.pairs) % 2 == 0
+def draw_pairs(classes: tasks.Classes, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs of drawings by two drawers `[count, 2, ...]`, every other one of one character, and which these are."""
+    rng, names = np.random.default_rng(seed), np.array(classes.groups)
+    pairs, same = [], np.arange(count) % 2 == 0
     for alike in same:
         alphabet = np.flatnonzero(names == rng.choice(np.unique(names)))
         one, other = rng.choice(alphabet, 2, replace=False)
-        drawers = rng.choice(20, 2, replace=False)
+        drawers = rng.choice(classes.counts.min(), 2, replace=False)
         pairs.append((classes.examples[one, drawers[0]], classes.examples[one if alike else other, drawers[1]]))
-    twin = metric.KochTwin() if size >= 105 else metric.small_twin()
+    return np.array(pairs), same
+
+
+def verification(params: Any, settings: presets.Settings, arguments: Arguments) -> dict[str, float]:
+    """The share of pairs that are told right, its interval, and their number."""
+    pairs, same = draw_pairs(characters(settings, settings.image_size), arguments.pairs, arguments.seed)
+    twin = presets.siamese_twin(settings.image_size)
     verify = jax.jit(lambda a, b: metric.verify(twin, params, a, b))
-    images = np.array(pairs, np.float32) / 255
+    images = pairs.astype(np.float32) / 255
     parts = [verify(*jnp.asarray(part).swapaxes(0, 1)) for part in np.array_split(images, max(1, len(images) // 50))]
-    return float(np.mean((np.concatenate(parts) > 0.5) == same))
+    right = (np.concatenate(parts) > 0.5) == same
+    interval = 1.96 * right.std(ddof=1) / len(right) ** 0.5
+    return {"accuracy": float(right.mean()), "interval": float(interval), "pairs": len(right)}
 
 
 if __name__ == "__main__":

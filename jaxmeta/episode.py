@@ -97,7 +97,7 @@ def check_episode(episode: Episode, *, ways: int | None = None) -> None:
 
 
 def check_batch(name: str, batch: Any, ways: int | None) -> None:
-    """Raises if one part of an episode is not well formed; see `check_episode`."""
+    """Raises what `check_episode` does if its part of that name is not a well-formed batch."""
     if not isinstance(batch, Batch):
         raise TypeError(f"{name} must be a jaxmeta.Batch(x, y), but is a {type(batch).__name__}")
     for part in Batch._fields:

@@ -25,7 +25,7 @@ import numpy as np
 import optax
 
 import jaxmeta as jm
-from jaxmeta import metric, nn, tasks
+from jaxmeta import analysis, metric, nn, tasks
 
 # %% [markdown]
 # ## Episodes
@@ -72,32 +72,27 @@ axes[0].set_ylabel("query")
 plt.show()
 
 # %% [markdown]
-# Summing a kernel over the references of each class gives the prediction, for every method by the same function:
+# Summing a kernel over the references of each class gives the prediction of every method. Written out, as the product
+# of the kernel with one-hot labels; a reference that stands for a class has that class's label:
 
 # %%
 for name, make in learners.items():
     learner = make(5)
     compared = learner.compare(params[name], support, query.x, jax.random.key(0))
-    by_hand = metric.label_sum(compared.log_kernel, compared.labels, 5)
-    predicted = learner.predict(params[name], support, query.x, jax.random.key(0))
+    labels = np.arange(5) if compared.labels is None else compared.labels
+    by_hand = jnp.exp(compared.log_kernel) @ jax.nn.one_hot(labels, 5)
+    predicted = jnp.exp(learner.predict(params[name], support, query.x, jax.random.key(0)))
     print(f"{name:13} largest difference {jnp.abs(by_hand - predicted).max():.1e}")
 
 # %% [markdown]
 # ## Prototypes
 #
-# The embedding of the episode on its two main axes. Stars are the prototypes, the means of the two triangles of their
-# colour.
+# The embedding of the episode on its two main axes. The references are the prototypes, the means of the two triangles
+# of their colour.
 
 # %%
 compared = learners["prototypical"](5).compare(params["prototypical"], support, query.x, jax.random.key(0))
-together = np.concatenate([compared.queries, compared.support, compared.references])
-axes_2d = np.linalg.svd(together - together.mean(0), full_matrices=False)[2][:2]
-points = np.split((together - together.mean(0)) @ axes_2d.T, [len(query.y), len(query.y) + len(support.y)])
-figure, axis = plt.subplots(figsize=(5, 4), layout="constrained")
-for xy, labels, marker, size in zip(points, (query.y, support.y, np.arange(5)), "o^*", (15, 50, 200), strict=True):
-    axis.scatter(*xy.T, c=labels, cmap="tab10", vmax=9, marker=marker, s=size, edgecolors="black", linewidths=0.4)
-axis.set(xlabel="first principal axis", ylabel="second principal axis")
-plt.show()
+analysis.plot_embedding(compared, support.y, query.y)
 
 # %% [markdown]
 # ## Why matching wants a temperature

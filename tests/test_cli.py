@@ -80,6 +80,14 @@ def test_a_method_trains_on_images_of_ones_own(method: str, tmp_path: Path, caps
     assert result["source"]["name"] == "letters"
     assert (tmp_path / "run" / "episode.png").exists()
     assert run("evaluate", tmp_path / "run", "--query-mode", "inductive") == 0
+    used = json.loads((tmp_path / "run" / "config.json").read_text())["source"]["ways"]
+    assert used == (6 if presets.settings(method, str(tmp_path / "letters")).train_ways else 2), "a preset's ways fit"
+    if method == "prototypical":
+        for given in (7, 60):
+            assert run("train", method, "--dataset", tmp_path / "letters", *few, "--train-ways", given) == 2
+        error = capsys.readouterr().err
+        assert "training episodes: ways=7, but there are 6 classes" in error
+        assert "--train-ways 60, but there are only 6 classes to train on" in error
     if method == "maml":
         draw_folder(tmp_path / "letters", {"late": 12})
         assert run("evaluate", tmp_path / "run") == 2

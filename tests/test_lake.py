@@ -1,5 +1,9 @@
 """Lake's one-shot protocol, on a folder that the test draws itself, and on the real alphabets where they are."""
 
+import dataclasses
+import json
+import shutil
+import sys
 from pathlib import Path
 
 import jax
@@ -9,7 +13,10 @@ import pytest
 from PIL import Image
 
 import jaxmeta as jm
-from jaxmeta import Batch, MetaLearner, nn, tasks
+from jaxmeta import Batch, MetaLearner, nn, presets, tasks
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import lake
 
 SIZE, WAYS = 21, 4
 
@@ -76,6 +83,10 @@ def test_the_distance_is_the_loop() -> None:
     np.testing.assert_allclose(tasks.modified_hausdorff(*images), max(one, other), rtol=1e-12)
     with pytest.raises(ValueError, match="an image has no ink"):
         tasks.modified_hausdorff(images[0], np.zeros((7, 9)))
+    with pytest.raises(ValueError, match=r"images must lie in \[0, 1\], but one lies in \[0.0, 255.0\]"):
+        tasks.modified_hausdorff(images[0], 255.0 * images[1])
+    faint = np.where(images[0], 0.6, 0.4)  # what is above 0.5 is ink
+    np.testing.assert_allclose(tasks.modified_hausdorff(faint, images[1]), max(one, other), rtol=1e-12)
 
 
 def test_any_learner_is_judged(folder: Path) -> None:
@@ -94,7 +105,33 @@ def test_any_learner_is_judged(folder: Path) -> None:
         (lambda root: None, FileNotFoundError, "no one-shot runs at"),
         (lambda root: (root / "run01/test/item02.png").unlink(), FileNotFoundError, r"item02\.png, which is not there"),
         (lambda root: (root / "run02/class_labels.txt").write_text("one\n"), ValueError, "line 1: want a test image"),
-        (lambda root: repeat_line(root / "run02/class_labels.txt"), ValueError, "but one comes twice"),
+        (
+            lambda root: repeat_line(root / "run02/class_labels.txt"),
+            ValueError,
+            r"each training image should come once, but run02/training/class0\d\.png comes twice",
+        ),
+        (
+            lambda root: swap(root / "run02/class_labels.txt", "item01", "item02"),
+            ValueError,
+            r"each test image should come once, but run02/test/item02\.png comes twice",
+        ),
+        (lambda root: (root / "run02/class_labels.txt").write_text(" \n"), ValueError, r"class_labels\.txt is empty"),
+        (lambda root: (root / "run02/class_labels.txt").unlink(), FileNotFoundError, r"run02/class_labels\.txt is not"),
+        (
+            lambda root: Image.new("L", (SIZE, 30)).save(root / "run01/test/item02.png"),
+            ValueError,
+            r"item02\.png should be square, but is 21 pixels wide and 30 high",
+        ),
+        (
+            lambda root: (root / "run01/training/class02.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"broken" * 9),
+            ValueError,
+            r"cannot read .*class02\.png as an image",
+        ),
+        (
+            lambda root: cut(root / "run01/training/class02.png"),
+            ValueError,
+            r"cannot read .*class02\.png as an image",
+        ),
         (lambda root: drop_line(root / "run02/class_labels.txt"), ValueError, "as many classes and trials"),
     ],
 )
@@ -103,6 +140,20 @@ def test_a_bad_folder_is_named(spoil, error, message: str, folder: Path, tmp_pat
     root = tmp_path / "nowhere" if "no one-shot" in message else folder
     with pytest.raises(error, match=message):
         tasks.lake_runs(root, image_size=SIZE)
+
+
+def test_only_numbered_runs_count(folder: Path) -> None:
+    shutil.copytree(folder / "run01", folder / "run01_copy")
+    (folder / "run_notes.txt").write_text("what the runs are")
+    assert tasks.lake_runs(folder, image_size=SIZE).support.y.shape == (2, WAYS)
+
+
+def swap(file: Path, before: str, after: str) -> None:
+    file.write_text(file.read_text().replace(before, after))
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-30])
 
 
 def repeat_line(file: Path) -> None:
@@ -114,41 +165,108 @@ def drop_line(file: Path) -> None:
 
 
 def grouped() -> tasks.Classes:
-    """Two alphabets, of 4 and of 8 letters; every image of a letter has its number as its only value."""
-    numbers = np.arange(12, dtype=np.uint8)[:, None, None, None, None]
-    examples = np.broadcast_to(numbers, (12, 5, 2, 2, 1)) + np.zeros((1, 5, 1, 1, 1), np.uint8)
+    """Two alphabets, of 4 and of 8 letters; a drawing's only value tells its letter and its drawer: see `read`."""
+    examples = (20 * np.arange(12)[:, None] + np.arange(5)).astype(np.uint8)
+    examples = np.broadcast_to(examples[..., None, None, None], (12, 5, 2, 2, 1))
     groups = ("small",) * 4 + ("large",) * 8
     return tasks.Classes(examples, np.full(12, 5, np.int32), tuple(map(str, range(12))), {"name": "grouped"}, groups)
 
 
+def read(x: jax.Array) -> tuple[np.ndarray, np.ndarray]:
+    """The letters and the drawers of images `[runs, n, 2, 2, 1]`."""
+    return np.divmod(np.rint(np.asarray(x)[..., 0, 0, 0] * 255).astype(int), 20)
+
+
 def test_drawn_runs_keep_to_an_alphabet() -> None:
     runs = tasks.draw_runs(grouped(), runs=6, ways=4)
-    letters = np.rint(np.asarray(runs.support.x)[..., 0, 0, 0] * 255).astype(int)
+    (letters, drawers), (queries, others) = read(runs.support.x), read(runs.query.x)
+    np.testing.assert_array_equal(letters, queries)
+    np.testing.assert_array_equal(runs.support.y, np.tile(np.arange(4), (6, 1)))
+    np.testing.assert_array_equal(runs.query.y, runs.support.y)
+    assert (drawers != others).all(), "no query is a support image"
+    assert len(np.unique(drawers)) > 3, "any drawing may be drawn"
     assert all(len(set(run)) == 4 and len({letter < 4 for letter in run}) == 1 for run in letters.tolist())
     assert {bool(run[0] < 4) for run in letters} == {True, False}
-    np.testing.assert_array_equal(runs.support.x, runs.query.x)
-    assert {
-        run[0] >= 4 for run in np.asarray(tasks.draw_runs(grouped(), runs=4, ways=5).support.x[:, :, 0, 0, 0] * 255)
-    }
-    with pytest.raises(ValueError, match="ways=9, but no group has more than 8 classes"):
-        tasks.draw_runs(grouped(), ways=9)
+    five, _ = read(tasks.draw_runs(grouped(), runs=4, ways=5).support.x)
+    assert (five >= 4).all(), "alphabets with fewer letters are left out"
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"ways": 9}, "ways=9, but no group has more than 8 classes"),
+        ({"ways": 1}, "runs=20 and ways=1 must be at least 1 and 2"),
+        ({"runs": 0, "ways": 4}, "runs=0 and ways=4 must be at least 1 and 2"),
+    ],
+)
+def test_runs_that_cannot_be_drawn_are_named(sizes: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tasks.draw_runs(grouped(), **sizes)
     with pytest.raises(ValueError, match="the classes have no groups"):
         tasks.draw_runs(grouped()._replace(groups=None))
+    with pytest.raises(ValueError, match="want two drawings of every class"):
+        tasks.draw_runs(grouped()._replace(counts=np.full(12, 1, np.int32)), ways=4)
 
 
 def test_episodes_can_keep_to_a_group() -> None:
     source = tasks.episodes(grouped(), ways=4, shots=1, queries=1, within_groups=True)
     keys = jax.random.split(jax.random.key(0), 40)
-    found = jax.vmap(source.sample, (None, 0))(source.data, keys)
-    letters = np.rint(np.asarray(found.support.x)[..., 0, 0, 0] * 255).astype(int)
+    found = jax.jit(jax.vmap(source.sample, (None, 0)))(source.data, keys)
+    (letters, drawers), (queries, others) = read(found.support.x), read(found.query.x)
+    np.testing.assert_array_equal(letters, queries)
+    assert (drawers != others).all()
     assert all(len(set(run)) == 4 and len({letter < 4 for letter in run}) == 1 for run in letters.tolist())
     assert 8 < sum(run[0] < 4 for run in letters.tolist()) < 32  # groups are alike likely, whatever their size
     large = tasks.episodes(grouped(), ways=5, shots=1, queries=1, within_groups=True)
-    assert (large.sample(large.data, keys[0]).support.x * 255 > 3.5).all()
+    five, _ = read(jax.jit(jax.vmap(large.sample, (None, 0)))(large.data, keys).support.x)
+    assert (five >= 4).all()
     with pytest.raises(ValueError, match="ways=9, but no group has more than 8 classes"):
         tasks.episodes(grouped(), ways=9, shots=1, queries=1, within_groups=True)
     with pytest.raises(ValueError, match="within_groups=True, but the classes have no groups"):
         tasks.episodes(grouped()._replace(groups=None), ways=2, shots=1, queries=1, within_groups=True)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "changes", "refused"),
+    [
+        ("omniglot", {}, False),
+        ("omniglot", {"split": "vinyals"}, True),
+        ("glyphs", {"split": "lake"}, True),
+    ],
+)
+def test_the_benchmark_refuses_runs_that_have_seen_its_characters(dataset, changes, refused, tmp_path: Path) -> None:
+    settings = dataclasses.replace(presets.settings("siamese", dataset, ways=5), **changes)
+    (tmp_path / "config.json").write_text(json.dumps({"settings": dataclasses.asdict(settings)}))
+    if refused:
+        with pytest.raises(ValueError, match="may be among the evaluation characters"):
+            lake.judged_settings(tmp_path)
+    else:
+        assert lake.judged_settings(tmp_path) == dataclasses.replace(settings, ways=20)
+
+
+def test_the_benchmark_says_what_repeats_it() -> None:
+    drawn = lake.Arguments(Path("runs/a"), runs=8, pairs=30, seed=2)
+    assert lake.command(drawn) == "python benchmarks/lake.py RUN --runs 8 --pairs 30 --seed 2"
+    official = dataclasses.replace(drawn, all_runs=Path("somewhere/all_runs"))
+    assert lake.command(official) == "python benchmarks/lake.py RUN --all-runs ALL_RUNS --pairs 30 --seed 2"
+
+
+def test_pairs_to_verify_are_of_one_alphabet_and_two_drawers() -> None:
+    pairs, same = lake.draw_pairs(grouped(), 60, seed=0)
+    letters, drawers = np.divmod(pairs[:, :, 0, 0, 0], 20)
+    np.testing.assert_array_equal(letters[:, 0] == letters[:, 1], same)
+    assert same.sum() == 30
+    assert (drawers[:, 0] != drawers[:, 1]).all()
+    np.testing.assert_array_equal(*(letters < 4).T)
+
+
+def test_verification_tells_its_interval_and_its_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All pairs taken for alike: half of them are."""
+    monkeypatch.setattr(lake, "characters", lambda settings, size: grouped())
+    monkeypatch.setattr(lake.metric, "verify", lambda twin, params, a, b: jnp.ones(len(a)))
+    found = lake.verification({}, presets.settings("siamese", "glyphs"), lake.Arguments(Path("run"), pairs=100))
+    assert (found["accuracy"], found["pairs"]) == (0.5, 100)
+    np.testing.assert_allclose(found["interval"], 1.96 * 0.5 / 10, rtol=0.01)
 
 
 def test_the_real_alphabets_serve(tfds_dir: Path) -> None:

@@ -1,6 +1,7 @@
 """Training Prototypical Networks in jaxmeta and in a plain PyTorch loop, side by side in one run.
 
-Gradients on the same weights and episode are compared first, in double precision. Then whole training steps, the
+Gradients on the same weights and episode are compared first, in double precision; where they differ by more than 1e-10
+of the largest entry, nothing is raced. Then whole training steps, the
 sampling of episodes included, each implementation in a process of its own with two threads; they take turns, orders
 alternate, and medians count. PyTorch runs with an allocator that keeps its memory, its best setting here, and without.
 In an environment with jaxmeta and PyTorch (`benchmarks/peers/requirements.txt`):
@@ -25,6 +26,7 @@ from compare_peers import TUNED, make_images
 
 HERE = Path(__file__).parent
 ARMS = {"jaxmeta": ("jaxmeta", {}), "loop": ("loop", TUNED), "loop, default malloc": ("loop", {})}
+TOLERANCE = 1e-10
 CASES = [
     {"ways": 20, "shots": 1, "queries": 15, "tasks": 1, "repeat": 5},
     {"ways": 20, "shots": 1, "queries": 5, "tasks": 1, "repeat": 10},
@@ -74,7 +76,7 @@ def write_case(case: dict[str, Any], folder: Path, dtype: type) -> Path:
 
 
 def equality(case: dict[str, Any], folder: Path) -> float:
-    """The largest difference between the two gradients over the largest entry."""
+    """The largest difference between the two gradients over the largest entry; raises if that is more than rounding."""
     path, found = write_case(case, folder, np.float64), {}
     for arm in ("jaxmeta", "loop"):
         out = folder / f"{arm}.npz"
@@ -83,10 +85,24 @@ def equality(case: dict[str, Any], folder: Path) -> float:
         )
         with np.load(out) as file:
             found[arm] = {name: file[name] for name in file.files}
-    ours, theirs = found["jaxmeta"], found["loop"]
-    scale = max(np.abs(g).max() for g in ours.values())
-    difference = max(float(np.abs(theirs[n] - ours[n]).max() / scale) for n in ours)
+    difference = relative_difference(found["jaxmeta"], found["loop"])
     print(f"largest difference of gradients over the largest entry: {difference:.1e}", flush=True)
+    return difference
+
+
+def relative_difference(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> float:
+    """The largest difference over the largest entry, of gradients in double precision."""
+    for name, gradients in (("jaxmeta", ours), ("loop", theirs)):
+        if gradients.keys() != ours.keys() or any(g.dtype != np.float64 for g in gradients.values()):
+            types = {parameter: str(g.dtype) for parameter, g in gradients.items()}
+            raise ValueError(f"gradients must be of the same parameters in float64, but those of {name} are {types}")
+    scale = max(np.abs(g).max() for g in ours.values())
+    difference = float(np.max([np.abs(theirs[n] - ours[n]).max() / scale for n in ours]))
+    if not difference <= TOLERANCE:
+        raise ValueError(
+            f"the gradients differ by {difference:.1e} of the largest entry, more than {TOLERANCE}: what does not "
+            "compute the same is not raced"
+        )
     return difference
 
 

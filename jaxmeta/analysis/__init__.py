@@ -2,6 +2,7 @@
 
 from jaxmeta.analysis import taylor
 from jaxmeta.analysis._compare import Comparison, compare, plot_comparison, table
+from jaxmeta.analysis._embedding import plot_embedding
 from jaxmeta.analysis._inspect import Inspection, inspect
 from jaxmeta.analysis._manifold import nearest_solution, projection_angles
 from jaxmeta.analysis._traces import plot_attention, plot_gates, plot_instances, plot_reading
@@ -14,6 +15,7 @@ __all__ = [
     "nearest_solution",
     "plot_attention",
     "plot_comparison",
+    "plot_embedding",
     "plot_gates",
     "plot_instances",
     "plot_reading",

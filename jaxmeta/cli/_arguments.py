@@ -27,7 +27,8 @@ class Train:
     queries: int | None = None
     """Query examples of each class in test episodes; in training too for MAML and its kin. Default: the paper's."""
     train_ways: int | None = None
-    """Classes in a training episode, for methods that learn to compare. Default: the paper's."""
+    """Classes in a training episode, for methods that learn to compare. Default: the paper's, or all if there are
+    fewer."""
     train_shots: int | None = None
     """Support examples of each class in training. Default: the paper's, or --shots."""
     train_queries: int | None = None

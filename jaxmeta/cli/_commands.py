@@ -40,6 +40,9 @@ def train(command: Train) -> None:
     run_dir = command.out or Path("runs") / f"{settings.method}-{Path(settings.dataset).name}-seed{command.seed}"
     _run.check_free(run_dir, resume=command.resume)
     setup = presets.build(settings)
+    used = setup.train_source.info.get("ways")
+    if command.train_ways not in (None, used):
+        raise ValueError(f"--train-ways {command.train_ways}, but there are only {used} classes to train on")
     result = fit(
         setup.learner,
         setup.train_source,

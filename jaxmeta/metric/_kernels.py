@@ -50,6 +50,21 @@ def class_members(labels: jax.Array, ways: int) -> jax.Array:
     return jnp.arange(ways)[:, None] == labels[None, :]
 
 
+def class_means(values: jax.Array, labels: jax.Array, ways: int) -> tuple[jax.Array, jax.Array]:
+    """The mean of each class's values `[n, d]` and its number of examples: `([ways, d], [ways])`.
+
+    A class without examples gets the mean of all. No prediction sees it, but distances from it are computed, and have
+    to be numbers: some, such as the relative entropy, are not at 0.
+
+    >>> means, counts = class_means(jnp.array([[1.0], [2.0], [6.0]]), jnp.array([0, 1, 0]), 3)
+    >>> means.tolist(), counts.tolist()
+    ([[3.5], [2.0], [3.0]], [2, 1, 0])
+    """
+    sums, counts = class_sums(values, labels, ways)
+    means = sums / jnp.maximum(counts, 1)[:, None]
+    return jnp.where(counts[:, None] > 0, means, values.mean(0)), counts
+
+
 def class_sums(values: jax.Array, labels: jax.Array, ways: int) -> tuple[jax.Array, jax.Array]:
     """The sum of each class's values `[n, ...]` and its number of examples: `([ways, ...], [ways])`.
 
@@ -64,11 +79,14 @@ def class_sums(values: jax.Array, labels: jax.Array, ways: int) -> tuple[jax.Arr
 def unit(x: jax.Array) -> jax.Array:
     """Rows `[..., d]` scaled to length 1. A row of zeros stays one, with derivative zero.
 
+    So does a row so short (2e-13 in single precision) that its derivative, which takes the length's third power, would
+    overflow on the way.
+
     >>> unit(jnp.array([[-2.0, 0.0], [0.0, 0.0]])).tolist()
     [[-1.0, 0.0], [0.0, 0.0]]
     """
     squares = jnp.sum(x**2, axis=-1, keepdims=True)
-    positive = squares > jnp.finfo(x.dtype).tiny
+    positive = squares > float(jnp.finfo(x.dtype).tiny) ** (2 / 3)
     return jnp.where(positive, x * jax.lax.rsqrt(jnp.where(positive, squares, 1.0)), 0.0)
 
 
@@ -82,12 +100,19 @@ def cosine_similarity(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def squared_euclidean(a: jax.Array, b: jax.Array) -> jax.Array:
-    """The squared distance between all rows of a `[n, d]` and of b `[m, d]`: `[n, m]`.
+    """The squared distance between all rows of a `[n, d]` and of b `[m, d]`: `[n, m]`, never negative.
+
+    It is |a|^2 - 2 a^T b + |b|^2 about the mean of b's rows, so that what all have in common does not cancel digits.
 
     >>> squared_euclidean(jnp.array([[0.0, 0.0]]), jnp.array([[3.0, 4.0], [1.0, 0.0]])).tolist()
     [[25.0, 1.0]]
     """
-    return jnp.sum(a**2, axis=1)[:, None] - 2 * a @ b.T + jnp.sum(b**2, axis=1)[None, :]
+    # The distance does not depend on the centre, and what rounding leaves below 0 still has its derivative.
+    centre = jax.lax.stop_gradient(b.mean(0))
+    a, b = a - centre, b - centre
+    products = jnp.matmul(a, b.T, precision="highest")
+    found = jnp.sum(a**2, axis=1)[:, None] - 2 * products + jnp.sum(b**2, axis=1)[None, :]
+    return found - jax.lax.stop_gradient(jnp.minimum(found, 0))
 
 
 def bregman(phi: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array, jax.Array], jax.Array]:
@@ -124,11 +149,22 @@ def distances(distance: Distance, queries: jax.Array, references: jax.Array) -> 
     if distance == "cosine":
         return 1.0 - cosine_similarity(queries, references)
     assert callable(distance)
+    one = jax.eval_shape(distance, *(jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for x in (queries, references)))
+    if getattr(one, "shape", None) != ():
+        raise ValueError(
+            f"distance must map two vectors [d] to a scalar, but maps {queries.shape[1:]} and {references.shape[1:]} "
+            f"to {jax.tree.map(lambda leaf: leaf.shape, one)}"
+        )
     return jax.vmap(jax.vmap(distance, (None, 0)), (0, None))(queries, references)
 
 
 def check_distance(distance: Distance) -> None:
-    """Raises if a distance is neither known by name nor a function."""
+    """Raises if a distance is neither known by name nor a function of two vectors."""
+    for function, name in ((squared_euclidean, "squared_euclidean"), (cosine_similarity, "cosine")):
+        if distance is function:
+            raise ValueError(
+                f'distance={function.__name__} is of all rows of two matrices: for that distance say distance="{name}"'
+            )
     if not callable(distance) and distance not in ("squared_euclidean", "cosine"):
         raise ValueError(
             f'distance must be "squared_euclidean", "cosine" or a function (z [d], c [d]) -> scalar, such as '

@@ -124,7 +124,8 @@ def affine_distortions(images: jax.Array, key: jax.Array) -> jax.Array:
 def affine(image: jax.Array, parts: jax.Array) -> jax.Array:
     """Maps one image `[h, w, c]` by `(turn, shear_x, shear_y, scale_x - 1, scale_y - 1, shift_x, shift_y)`.
 
-    The turn is in radians, shifts are shares of the image's height and width, and all else is about its centre.
+    What is in it is scaled, sheared, turned and shifted, in this order. The turn is in radians, counter-clockwise;
+    shifts are shares of the image's height and width, to the right and down; and all else is about its centre.
     """
     turn, shear_x, shear_y, scale_x, scale_y, shift_x, shift_y = parts
     cos, sin = jnp.cos(turn), jnp.sin(turn)

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from jaxmeta.episode import Batch, Episode
 from jaxmeta.learner import Comparison, MetaLearner, Model, Params, init_stateless
 from jaxmeta.metric._kernels import check_temperature, cosine_similarity
-from jaxmeta.metric._metric_learner import embed_together, metric_learner, negative_log_likelihood
+from jaxmeta.metric._metric_learner import check_vectors, embed_together, metric_learner, negative_log_likelihood
 
 
 def matching(encoder: Model, *, temperature: float = 1.0, ways: int | None = None) -> MetaLearner:
@@ -127,6 +127,7 @@ def matching_fce(
         encoder_key, context_key = jax.random.split(key)
         params = init_stateless(encoder, encoder_key, episode.support.x)
         embedded = encoder.apply(params, episode.support.x)
+        check_vectors(embedded)
         return FullContextParams(params, context.init(context_key, embedded, embedded))
 
     return metric_learner(init, compare, negative_log_likelihood, ways)

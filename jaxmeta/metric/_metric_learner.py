@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jaxmeta.episode import Batch, Episode, check_episode, is_classification
+from jaxmeta.episode import Batch, Episode, check_batch, is_classification
 from jaxmeta.learner import Comparison, MetaLearner, Metrics, Model, Params
 from jaxmeta.losses import accuracy, cross_entropy
 from jaxmeta.metric._kernels import label_sum
@@ -83,10 +83,10 @@ def embed_together(encoder: Model, params: Params, support_x: Any, query_x: Any)
     return embedded[: len(support_x)], embedded[len(support_x) :]
 
 
-def check_vectors(embedded: jax.Array) -> None:
+def check_vectors(embedded: Any, name: str = "encoder") -> None:
     """Raises if embeddings are not one vector for each input."""
     if embedded.ndim != 2:
-        raise ValueError(f"the encoder must return embeddings [n, d], but returns shape {embedded.shape}")
+        raise ValueError(f"the {name} must return embeddings [n, d], but returns shape {embedded.shape}")
 
 
 def count_ways(support: Batch, ways: int | None) -> int:
@@ -101,7 +101,7 @@ def check_support(support: Batch, ways: int | None) -> int:
             "support.y must hold integer class labels [n]: a metric method classifies, and cannot regress, but "
             f"{'has dtype ' + str(support.y.dtype) if isinstance(support, Batch) else f'support is {support!r}'}"
         )
-    check_episode(Episode(support, support), ways=ways)
+    check_batch("support", support, ways)
     if not len(support.y):
         raise ValueError("support holds no examples to compare with")
     if ways is None and not isinstance(support.y, Tracer):
@@ -117,6 +117,7 @@ def check_support(support: Batch, ways: int | None) -> int:
 def check_labelled(episode: Episode, ways: int | None) -> None:
     """Raises if an episode cannot be learned from: no queries, or labels that are no classes of it."""
     check_support(episode.support, ways)
+    check_batch("query", episode.query, None)
     if not len(episode.query.y):
         raise ValueError("query holds no examples, and the loss is taken on the query set: give it some")
     if not is_classification(episode.query.y):

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 
 from jaxmeta.episode import Batch, Episode
 from jaxmeta.learner import Comparison, MetaLearner, Model, Params, init_stateless
-from jaxmeta.metric._kernels import Distance, check_distance, check_temperature, class_sums, distances, unit
+from jaxmeta.metric._kernels import Distance, check_distance, check_temperature, class_means, distances, unit
 from jaxmeta.metric._metric_learner import (
     check_vectors,
     embed_together,
@@ -54,7 +54,8 @@ def prototypical(
         A `MetaLearner`. Predictions are log-probabilities. Metrics: the query `loss` in nats and `accuracy`.
 
     Raises:
-        ValueError: `distance` is unknown, `temperature` is not positive, or `ways` is less than 2.
+        ValueError: `distance` is unknown, is one of matrices, or gives no scalar; `temperature` is not positive; or
+            `ways` is less than 2.
 
     >>> from jaxmeta import nn, tasks
     >>> source = tasks.episodes(tasks.glyphs("train", classes=8, image_size=16), ways=3, shots=2, queries=1)
@@ -74,8 +75,7 @@ def prototypical(
     def compare(params: Params, support: Batch, query_x: Any, ways: int, key: jax.Array) -> Comparison:
         del key
         embedded, queries = embed_together(encoder, params, support.x, query_x)
-        sums, counts = class_sums(embedded, support.y, ways)
-        prototypes = sums / jnp.maximum(counts, 1)[:, None]
+        prototypes, counts = class_means(embedded, support.y, ways)
         log_kernel = _nearest(distance, temperature, queries, prototypes, counts)
         return Comparison(embedded, queries, prototypes, None, log_kernel)
 
@@ -124,7 +124,7 @@ def prototypical_zero_shot(
         A `MetaLearner` with `ZeroShotParams`.
 
     Raises:
-        ValueError: as `prototypical`.
+        ValueError: as `prototypical`, or the two encoders embed to vectors of different widths.
 
     >>> from jaxmeta import nn
     >>> described = Batch(jnp.eye(3), jnp.arange(3))
@@ -144,18 +144,30 @@ def prototypical_zero_shot(
         del key
         queries = encoder.apply(params.encoder, query_x)
         described = class_encoder.apply(params.class_encoder, support.x)
-        check_vectors(queries)
-        sums, counts = class_sums(unit(described), support.y, ways)
-        prototypes = unit(sums)
+        check_widths(queries, described)
+        means, counts = class_means(unit(described), support.y, ways)
+        prototypes = unit(means)
         return Comparison(
             described, queries, prototypes, None, _nearest(distance, temperature, queries, prototypes, counts)
         )
 
     def init(key: jax.Array, episode: Episode) -> ZeroShotParams:
         keys = jax.random.split(key)
-        return ZeroShotParams(
-            init_stateless(encoder, keys[0], episode.query.x), init_stateless(class_encoder, keys[1], episode.support.x)
+        params = init_stateless(encoder, keys[0], episode.query.x)
+        class_params = init_stateless(class_encoder, keys[1], episode.support.x)
+        check_widths(
+            jax.eval_shape(encoder.apply, params, episode.query.x),
+            jax.eval_shape(class_encoder.apply, class_params, episode.support.x),
         )
+        return ZeroShotParams(params, class_params)
+
+    def check_widths(queries: Any, described: Any) -> None:
+        for name, embedded in (("encoder", queries), ("class_encoder", described)):
+            check_vectors(embedded, name)
+        if queries.shape[1] != described.shape[1]:
+            raise ValueError(
+                f"encoder and class_encoder must embed to one width, but to {queries.shape[1]} and {described.shape[1]}"
+            )
 
     return metric_learner(init, compare, negative_log_likelihood, ways)
 

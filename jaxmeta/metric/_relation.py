@@ -52,23 +52,23 @@ class RelationParams(NamedTuple):
     relation: Params
 
 
-def relation(
-    encoder: Model | None = None, relation_module: Relation | None = None, *, ways: int | None = None
-) -> MetaLearner:
+def relation(encoder: Model | None = None, relation_module: Relation | None = None, *, ways: int) -> MetaLearner:
     """Relation Networks: learns how to compare, beside what to compare.
 
     Args:
         encoder: f, images `[n, H, W, C]` to feature maps `[n, h, w, c]`; None for the paper's `RelationEncoder()`.
         relation_module: g, feature maps of references and queries to logits `[q, r]`; None for the paper's
             `RelationModule()`, in its form for Omniglot.
-        ways: classes in an episode; None for as many as there are support examples. See `prototypical`.
+        ways: classes in an episode. It has to be told, and each class to have an example: the module's batch
+            normalisation and the loss's mean go over all classes, so one without examples, which under `jax.jit`
+            nobody can refuse, has probability 0 but shifts the scores of the others.
 
     Returns:
         A `MetaLearner` with `RelationParams`. Predictions are logarithms of relation scores, which are no
         distribution over classes. Metrics: the `loss`, mean squared error of the scores, and `accuracy`.
 
     Raises:
-        ValueError: `ways` is less than 2.
+        ValueError: `ways` is None or less than 2.
 
     >>> from jaxmeta import tasks
     >>> source = tasks.episodes(tasks.glyphs("train", classes=8), ways=3, shots=2, queries=1)
@@ -81,6 +81,8 @@ def relation(
     References:
         Sung, Yang, Zhang, Xiang, Torr, Hospedales 2018, arXiv:1711.06025.
     """
+    if ways is None:
+        raise ValueError("ways must be a number: relation scores all classes together, and so has to know how many")
     f: Any = RelationEncoder() if encoder is None else encoder
     g: Any = RelationModule() if relation_module is None else relation_module
 

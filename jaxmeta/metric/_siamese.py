@@ -14,6 +14,7 @@ the mean over what random pairs, half of them the same, would give. Both images 
 their own in training. The paper prints its log-likelihood without the minus sign.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -48,10 +49,14 @@ def siamese(
 ) -> MetaLearner:
     """Siamese networks: verification of pairs, and classification by the most probable support example.
 
+    The head starts at alpha ~ N(0, 1/d) and b = 0, so that the first logits do not grow with the twin's width. The
+    paper starts it like every dense layer, alpha with standard deviation 0.2 and b near 0.5.
+
     Args:
         encoder: the twin h, inputs `[n, ...]` to `[n, d]`, for instance `KochTwin()`.
         l2: lambda, the weight of the squared norm of the kernels: one number, or one for each layer by name, such as
-            `{"conv_0": 1e-4, "dense": 1e-3, "head": 0.0}`; layers without one have none. Biases have none.
+            `{"conv_0": 1e-4, "dense": 1e-3, "alpha": 0.0}`, where `"alpha"` is the head's; layers without one have
+            none. Biases have none.
         distort: what training does to images, `(images [n, ...], key) -> [n, ...]`, for instance `affine_distortions`.
         ways: classes in an episode; None for as many as there are support examples. See `prototypical`.
 
@@ -60,7 +65,7 @@ def siamese(
         `loss`, and the one-shot `accuracy`.
 
     Raises:
-        ValueError: `ways` is less than 2, or `l2` is negative or names a layer that the encoder lacks.
+        ValueError: `ways` is less than 2, or `l2` is negative, not finite, or names a layer that the encoder lacks.
 
     >>> from jaxmeta import metric, tasks
     >>> source = tasks.episodes(tasks.glyphs("train", classes=8), ways=3, shots=1, queries=2)
@@ -73,8 +78,8 @@ def siamese(
     References:
         Koch, Zemel, Salakhutdinov 2015, ICML deep learning workshop.
     """
-    if any(weight < 0 for weight in (l2.values() if isinstance(l2, Mapping) else [l2])):
-        raise ValueError(f"l2 must not be negative, but is {l2}")
+    if not all(0 <= weight < math.inf for weight in (l2.values() if isinstance(l2, Mapping) else [l2])):
+        raise ValueError(f"l2 must be finite and not negative, but is {l2}")
 
     def compare(params: SiameseParams, support: Batch, query_x: Any, ways: int, key: jax.Array) -> Comparison:
         del key
@@ -151,7 +156,8 @@ def verification_loss(logits: jax.Array, same: jax.Array) -> jax.Array:
     """
     same = same.astype(logits.dtype)
     surprise = same * jax.nn.softplus(-logits) + (1 - same) * jax.nn.softplus(logits)
-    share = jnp.clip(same.sum() / same.size, 1 / same.size, 1 - 1 / same.size)
+    least = 1 / max(same.size, 2)  # pairs all of one kind weigh no more than if one were of the other
+    share = jnp.clip(same.sum() / same.size, least, 1 - least)
     return jnp.mean(surprise * (same / share + (1 - same) / (1 - share))) / 2
 
 
@@ -168,9 +174,9 @@ def _best_of_class(kernel: jax.Array, labels: jax.Array, ways: int) -> jax.Array
 
 
 def _penalty(params: SiameseParams, l2: float | Mapping[str, float]) -> jax.Array:
-    """The weighted squared norms of all kernels."""
+    """The weighted squared norms of all kernels. The head is named for its weights: twins have a layer named head."""
     total, seen = jnp.zeros(()), set()
-    for path, leaf in tree_leaves_with_path({"head": params.head, "encoder": params.encoder}):
+    for path, leaf in tree_leaves_with_path({"head": {"alpha": params.head}, "encoder": params.encoder}):
         names = keystr(path, simple=True, separator="/").split("/")
         if names[-1] == "kernel":
             seen.add(names[-2])

@@ -7,6 +7,7 @@ Each family of methods has a file with its papers' settings, its learners and it
 """
 
 from jaxmeta.presets._build import METHODS, Setup, build, datasets_of, estimators, family_of, settings
+from jaxmeta.presets._metric import siamese_twin
 from jaxmeta.presets._settings import DATASETS, Family, Settings
 
 __all__ = [
@@ -20,4 +21,5 @@ __all__ = [
     "estimators",
     "family_of",
     "settings",
+    "siamese_twin",
 ]

@@ -115,12 +115,20 @@ def _sources(settings: Settings) -> tuple[tasks.Source, tasks.Source]:
         train, test = (tasks.sinusoid(variant, shots=shots, queries=queries) for shots, queries, _ in (train, test))
         return train, test
     train_classes, test_classes = _classes(settings)
-    ways = settings.ways if settings.train_ways is None else min(settings.train_ways, len(train_classes.names))
+    ways = _train_ways(settings, len(train_classes.names))
     within = settings.within_groups
     return (
         _episodes("training", train_classes, within, ways, *train),
         _episodes("test", test_classes, within, settings.ways, *test),
     )
+
+
+def _train_ways(settings: Settings, classes: int) -> int:
+    """As many as asked; where they are the preset's own, no more than there are classes."""
+    if settings.train_ways is None:
+        return settings.ways
+    preset = family_of(settings.method).preset(settings.method, settings.dataset, settings.ways, settings.shots, None)
+    return min(settings.train_ways, classes) if settings.train_ways == preset.train_ways else settings.train_ways
 
 
 def _episodes(

@@ -91,6 +91,15 @@ def _preset(method: str, dataset: str, ways: int | None, shots: int | None, quer
     return found
 
 
+def siamese_twin(image_size: int) -> metric.KochTwin:
+    """The twin that the preset of `siamese` trains on images of that size: the paper's, or its small form.
+
+    >>> siamese_twin(28).windows
+    (3, 3, 2, 2)
+    """
+    return metric.KochTwin() if image_size >= 105 else metric.small_twin()
+
+
 def _learner(settings: Settings, ways: int) -> MetaLearner:
     encoder = nn.Conv4(None, epsilon=1e-5)
     match settings.method:
@@ -105,7 +114,7 @@ def _learner(settings: Settings, ways: int) -> MetaLearner:
         case "relation":
             return metric.relation(ways=ways)
         case "siamese":
-            twin = metric.KochTwin() if settings.image_size >= 105 else metric.small_twin()
+            twin = siamese_twin(settings.image_size)
             return metric.siamese(twin, l2=settings.l2, distort=metric.affine_distortions, ways=ways)
         case _:
             raise ValueError(f"unknown method {settings.method!r}")

@@ -27,7 +27,7 @@ class Settings:
     ways: int = 5  # classes in test episodes
     shots: int = 1  # support examples of each class in test episodes
     queries: int = 1  # query examples of each class in test episodes
-    train_ways: int | None = None  # None: ways
+    train_ways: int | None = None  # None: ways; where it is the preset's own, all classes if there are fewer
     train_shots: int = 1
     train_queries: int = 1
     steps: int = 60_000

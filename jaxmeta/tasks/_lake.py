@@ -7,10 +7,11 @@ characters by another drawer are the queries. The official archive `all_runs` ho
     all_runs/run01/training/class01.png ..
     all_runs/run01/test/item01.png ..
 
-The baseline takes the class whose image has the smallest modified Hausdorff distance; on the official files it errs in
-38.8 % of the 400 trials.
+The baseline takes the class whose image has the smallest modified Hausdorff distance; the official repository's README
+states that it errs in 38.8 % of the 400 trials.
 """
 
+import re
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -24,7 +25,7 @@ def lake_runs(path: str | Path, *, image_size: int = 105) -> Episode:
     """Reads the folder of the official one-shot runs.
 
     Args:
-        path: the folder that holds `run01`, `run02` and so on.
+        path: the folder that holds `run01`, `run02` and so on; what else it holds is left alone.
         image_size: height and width in pixels; the originals have 105. Resized with a Lanczos filter.
 
     Returns:
@@ -32,20 +33,21 @@ def lake_runs(path: str | Path, *, image_size: int = 105) -> Episode:
         the order of their files' names, query labels by `class_labels.txt`.
 
     Raises:
-        FileNotFoundError: there is no such folder, no run in it, or a file that a run names is missing.
-        ValueError: a line of `class_labels.txt` is not a pair of images, a trial names a class twice, or runs differ
-            in size.
+        FileNotFoundError: there is no such folder, no run in it, a run without its `class_labels.txt`, or a file that
+            a run names is missing.
+        ValueError: a `class_labels.txt` is empty, a line of it is not a pair of images, an image comes twice, runs
+            differ in size, or a file cannot be read as a square image.
 
     References:
         Lake, Salakhutdinov, Tenenbaum 2015, doi:10.1126/science.aab3050.
     """
     root = Path(path)
-    files = sorted(root.glob("run*/class_labels.txt"))
-    if not files:
+    folders = sorted(path for path in root.glob("run*") if path.is_dir() and re.fullmatch(r"run\d+", path.name))
+    if not folders:
         raise FileNotFoundError(
             f"no one-shot runs at {root}: want folders run01, run02, .. with a class_labels.txt each"
         )
-    runs = [_read_run(root, file, image_size) for file in files]
+    runs = [_read_run(root, folder / "class_labels.txt", image_size) for folder in folders]
     sizes = {tuple(len(batch.y) for batch in run) for run in runs}
     if len(sizes) > 1:
         raise ValueError(f"runs must all have as many classes and trials, but those of {root} have {sorted(sizes)}")
@@ -53,13 +55,18 @@ def lake_runs(path: str | Path, *, image_size: int = 105) -> Episode:
 
 
 def _read_run(root: Path, file: Path, image_size: int) -> Episode:
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} is not there: every run has one, which names its images")
     pairs = [line.split() for line in file.read_text().splitlines() if line.strip()]
+    if not pairs:
+        raise ValueError(f"{file} is empty: want a test image and its training image in each line")
     for number, pair in enumerate(pairs, 1):
         if len(pair) != 2:
             raise ValueError(f"{file}, line {number}: want a test image and its training image, but found {pair}")
     classes = sorted(pair[1] for pair in pairs)
-    if len(set(classes)) != len(classes):
-        raise ValueError(f"{file}: each training image should answer one test image, but one comes twice")
+    for kind, names in (("training", classes), ("test", [pair[0] for pair in pairs])):
+        if twice := sorted(name for name in set(names) if names.count(name) > 1):
+            raise ValueError(f"{file}: each {kind} image should come once, but {twice[0]} comes twice")
     trials = sorted(pairs)
     support = np.stack([_read_ink(root / name, image_size) for name in classes])
     query = np.stack([_read_ink(root / test, image_size) for test, _ in trials])
@@ -76,8 +83,13 @@ def _read_ink(file: Path, image_size: int) -> np.ndarray:
 
     if not file.is_file():
         raise FileNotFoundError(f"a one-shot run names {file}, which is not there")
-    with Image.open(file) as image:
-        ink = ImageOps.invert(image.convert("L"))
+    try:
+        with Image.open(file) as image:
+            ink = ImageOps.invert(image.convert("L"))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ValueError(f"cannot read {file} as an image: {error}") from error
+    if ink.width != ink.height:
+        raise ValueError(f"{file} should be square, but is {ink.width} pixels wide and {ink.height} high")
     if ink.size != (image_size, image_size):
         ink = ink.resize((image_size, image_size), Image.Resampling.LANCZOS)
     return np.asarray(ink, np.float32)[..., None] / 255
@@ -99,13 +111,16 @@ def draw_runs(classes: Classes, *, runs: int = 20, ways: int = 20, seed: int = 0
         Runs as a batch of episodes, x `[runs, ways, ...]` in [0, 1].
 
     Raises:
-        ValueError: the classes have no groups, none of them is large enough, or a class has only one drawing.
+        ValueError: `runs` is less than 1 or `ways` less than 2, the classes have no groups, none of them is large
+            enough, or a class has only one drawing.
 
     >>> from jaxmeta import tasks
     >>> letters = tasks.glyphs("test", classes=50, image_size=8)._replace(groups=("one",) * 4 + ("two",) * 6)
     >>> draw_runs(letters, runs=3, ways=5).query.x.shape
     (3, 5, 8, 8, 1)
     """
+    if runs < 1 or ways < 2:
+        raise ValueError(f"runs={runs} and ways={ways} must be at least 1 and 2")
     if classes.groups is None:
         raise ValueError("one-shot runs are drawn within an alphabet, but the classes have no groups")
     names = np.array(classes.groups)
@@ -138,11 +153,11 @@ def modified_hausdorff(first: np.ndarray, second: np.ndarray) -> float:
         max( mean_a min_b |a - b|, mean_b min_a |a - b| )
 
     Args:
-        first: an image `[h, w]` or `[h, w, 1]`; what is above half its range is ink.
+        first: an image `[h, w]` or `[h, w, 1]` in [0, 1]; what is above 0.5 is ink.
         second: the other.
 
     Raises:
-        ValueError: an image has no ink.
+        ValueError: an image has no ink, or values outside [0, 1].
 
     >>> image = np.zeros((5, 5))
     >>> image[1, 1:4] = 1
@@ -158,7 +173,10 @@ def modified_hausdorff(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def _points(image: np.ndarray) -> np.ndarray:
-    points = np.argwhere(np.squeeze(np.asarray(image)) > 0.5).astype(np.float64)
+    image = np.asarray(image)
+    if not (image >= 0).all() or not (image <= 1).all():
+        raise ValueError(f"images must lie in [0, 1], but one lies in [{image.min()}, {image.max()}]")
+    points = np.argwhere(image.reshape(image.shape[:2]) > 0.5).astype(np.float64)
     if not len(points):
         raise ValueError("an image has no ink, and so no distance from another")
     return points - points.mean(0)

@@ -7,7 +7,7 @@ judged the very same episodes. The interval is 1.96 sigma / sqrt(episodes), over
 import functools
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
@@ -101,38 +101,14 @@ def evaluate(
     """
     if episodes < 2:
         raise ValueError(f"episodes must be 2 or more for an interval, but is {episodes}")
-    if query_mode not in get_args(QueryMode):
-        raise ValueError(f"query_mode must be one of {get_args(QueryMode)}, but is {query_mode!r}")
     if chunk is not None and chunk < 1:
         raise ValueError(f"chunk must be 1 or more, but is {chunk}")
-    digest, values, params, metric = hashlib.sha256(), [], unbound(params), ""
     root = jax.random.key(seed)
     keys = jax.random.split(root, episodes)
     adapt_keys = jax.random.split(jax.random.fold_in(jax.random.clone(root), 1), episodes)
-    for start in range(0, episodes, _BLOCK):
-        part = slice(start, start + _BLOCK)
-        block = _sample(source.sample, source.data, keys[part])
-        for leaf in jax.tree.leaves(block):
-            digest.update(np.asarray(leaf).tobytes())
-        if block.query.x.shape[1] == 0:
-            raise ValueError("the source's episodes have no queries to judge by: give it queries of 1 or more")
-        metric = "accuracy" if is_classification(block.query.y) else "mse"
-        values.append(np.asarray(_scores(learner, query_mode, chunk, params, block, adapt_keys[part])))
-    table = np.concatenate(values)
-    _check_finite(metric, table)
-    by_step = [_mean_interval(column) for column in table.T] if learner.predict_path is not None else None
-    final = table[:, -1]
-    return Evaluation(
-        metric,
-        *_mean_interval(final),
-        by_step,
-        query_mode,
-        episodes,
-        seed,
-        digest.hexdigest(),
-        dict(source.info),
-        final,
-    )
+    parts = [slice(start, start + _BLOCK) for start in range(0, episodes, _BLOCK)]
+    blocks = ((_sample(source.sample, source.data, keys[part]), adapt_keys[part]) for part in parts)
+    return _judge(learner, params, blocks, query_mode, chunk, seed, source.info)
 
 
 def evaluate_runs(
@@ -170,21 +146,38 @@ def evaluate_runs(
     >>> found.metric, found.episodes
     ('accuracy', 2)
     """
-    if query_mode not in get_args(QueryMode):
-        raise ValueError(f"query_mode must be one of {get_args(QueryMode)}, but is {query_mode!r}")
     count = count_tasks(runs)
     if count < 2:
         raise ValueError(f"runs must be 2 or more for an interval, but are {count}")
-    if runs.query.x.shape[1] == 0:
-        raise ValueError("the runs have no queries to judge by")
-    metric = "accuracy" if is_classification(runs.query.y) else "mse"
     keys = jax.random.split(jax.random.key(seed), count)
-    table = np.asarray(_scores(learner, query_mode, None, unbound(params), runs, keys))
+    return _judge(learner, params, [(runs, keys)], query_mode, None, seed, info or {})
+
+
+def _judge(
+    learner: MetaLearner,
+    params: Params,
+    blocks: Iterable[tuple[Episode, jax.Array]],
+    query_mode: QueryMode,
+    chunk: int | None,
+    seed: int,
+    info: Mapping[str, Any],
+) -> Evaluation:
+    """What comes of blocks of episodes and the keys that the learner draws from in them."""
+    if query_mode not in get_args(QueryMode):
+        raise ValueError(f"query_mode must be one of {get_args(QueryMode)}, but is {query_mode!r}")
+    digest, tables, params, metric = hashlib.sha256(), [], unbound(params), ""
+    for block, keys in blocks:
+        if block.query.x.shape[1] == 0:
+            raise ValueError("the episodes have no queries to judge by: give them 1 or more")
+        for leaf in jax.tree.leaves(block):
+            digest.update(np.asarray(leaf).tobytes())
+        metric = "accuracy" if is_classification(block.query.y) else "mse"
+        tables.append(np.asarray(_scores(learner, query_mode, chunk, params, block, keys)))
+    table = np.concatenate(tables)
     _check_finite(metric, table)
     by_step = [_mean_interval(column) for column in table.T] if learner.predict_path is not None else None
-    digest = hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(runs))).hexdigest()
-    final = table[:, -1]
-    return Evaluation(metric, *_mean_interval(final), by_step, query_mode, count, seed, digest, dict(info or {}), final)
+    final, found = table[:, -1], digest.hexdigest()
+    return Evaluation(metric, *_mean_interval(final), by_step, query_mode, len(table), seed, found, dict(info), final)
 
 
 def _mean_interval(values: np.ndarray) -> tuple[float, float]:

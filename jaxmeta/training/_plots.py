@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxmeta import analysis
 from jaxmeta.episode import Episode
 from jaxmeta.learner import MetaLearner, Params
 from jaxmeta.tasks import Source
@@ -69,30 +70,12 @@ def plot_episode(path: Path, source: Source, *, seed: int) -> None:
 
 
 def plot_embedding(path: Path, learner: MetaLearner, params: Params, source: Source, *, seed: int) -> None:
-    """The embeddings of one episode on their two main axes, a colour for each class."""
+    """The embeddings of one episode, as `analysis.plot_embedding` shows them."""
     assert learner.compare is not None
     key = jax.random.key(seed)
     episode: Episode = source.sample(source.data, key)
     found = learner.compare(params, episode.support, episode.query.x, key)
-    sets = [np.asarray(part).reshape(len(part), -1) for part in (found.queries, found.support, found.references)]
-    points = np.split(_two_axes(np.concatenate(sets)), np.cumsum([len(part) for part in sets])[:-1])
-    labels = [episode.query.y, episode.support.y, np.arange(len(sets[2])) if found.labels is None else found.labels]
-    figure, (axis,) = _figure(1, 1, size=4.0)
-    marks = [("query", "o", 12), ("support", "^", 45), ("prototype", "*", 150)][: 3 if found.labels is None else 2]
-    for (name, marker, size), xy, classes in zip(marks, points, labels, strict=False):
-        axis.scatter(
-            *xy.T,
-            s=size,
-            c=np.asarray(classes),
-            cmap="tab20",
-            marker=marker,
-            edgecolors="black",
-            linewidths=0.3,
-            label=name,
-        )
-    axis.set(xlabel="first principal axis", ylabel="second principal axis")
-    axis.legend(fontsize="small")
-    figure.savefig(path)
+    analysis.plot_embedding(found, episode.support.y, episode.query.y).savefig(path)
 
 
 def plot_kernel(path: Path, learner: MetaLearner, params: Params, source: Source, *, seed: int) -> None:
@@ -106,14 +89,6 @@ def plot_kernel(path: Path, learner: MetaLearner, params: Params, source: Source
     axis.set(xlabel="class" if found.labels is None else "support example", ylabel="query, class by class")
     figure.colorbar(picture, label="k(x, x_i)")
     figure.savefig(path)
-
-
-def _two_axes(x: np.ndarray) -> np.ndarray:
-    """Rows `[n, d]` along the two axes of most variance, `[n, 2]`."""
-    centred = x - x.mean(0)
-    axes = np.linalg.svd(centred, full_matrices=False)[2][:2]
-    found = centred @ axes.T
-    return np.pad(found, ((0, 0), (0, 2 - found.shape[1])))
 
 
 def _figure(rows: int, columns: int, size: float = 3.2) -> tuple[Any, Any]:
