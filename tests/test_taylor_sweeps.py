@@ -150,29 +150,28 @@ def test_it_says_when_alpha_is_out_of_range() -> None:
     assert taylor.verify_expansion(*problem, plan, alphas=ladder(1e-3)).accepted
     # Here coefficients of first order can be measured, but what is left after them cannot be seen.
     wrong = plan._replace(coefficients={**plan.coefficients, "T:abb": 1.5})
-    for prediction, order in ((wrong, 2), (plan, 1)):
-        for top in (1e-8, 1e-7, 1e-5) if order == 2 else (1e-8, 1e-7):
-            verdict = taylor.verify_expansion(*problem, prediction, alphas=ladder(top), order=order)
-            assert (verdict.range, verdict.accepted) == ("too small", False)
+    for prediction, order, top in (
+        (wrong, 2, 1e-8),
+        (wrong, 2, 1e-7),
+        (plan, 2, 1e-5),
+        (plan, 1, 1e-8),
+        (plan, 1, 1e-7),
+    ):
+        verdict = taylor.verify_expansion(*problem, prediction, alphas=ladder(top), order=order)
+        assert (verdict.range, verdict.accepted) == ("too small", False)
 
 
 def test_an_order_that_bends_the_next_one_s_slope_asks_for_smaller_alphas() -> None:
     """The ladder looks at the first two orders; where the third is large beside the second, it starts too high."""
     bent = 0
-    for seed in range(12):
+    for seed in range(6):
         loss, w, pool = small_problem(4, d=4, seed=seed)
-        for method in ("maml", "reptile"):
-            verdict = taylor.verify_expansion(loss, w, pool, taylor.expansion(method, 3), size=0.1)
-            assert verdict.accepted, (seed, verdict.reasons)
-            bent += verdict.alphas[0] < 0.9 * start_of(loss, w, pool, method)
+        plan, means = taylor.expansion("maml", 3), taylor.terms(loss, w, pool)
+        verdict = taylor.verify_expansion(loss, w, pool, plan, size=0.1)
+        assert verdict.accepted, (seed, verdict.reasons)
+        first, second = means["g"], plan.avg_grad_inner * means["Hg:ab"]
+        bent += verdict.alphas[0] < 0.09 * jnp.linalg.norm(first) / jnp.linalg.norm(second)
     assert bent, "some of these ladders start too high"
-
-
-def start_of(loss, w, pool, method: str) -> float:
-    """Where a ladder of size 0.1 starts."""
-    plan, means = taylor.expansion(method, 3), taylor.terms(loss, w, pool)
-    first, second = plan.avg_grad * means["g"], plan.avg_grad_inner * means["Hg:ab"]
-    return float(0.1 * jnp.linalg.norm(first) / jnp.linalg.norm(second))
 
 
 def test_it_says_what_cannot_be_told_apart() -> None:
