@@ -13,7 +13,7 @@ from helpers import inner_product, random_direction, stencil_derivative, to_floa
 
 import jaxmeta as jm
 from jaxmeta import Batch, Episode, metric, nn, tasks
-from jaxmeta.metric import _kernels, _koch
+from jaxmeta.metric import _kernels
 from jaxmeta.metric._siamese import verification_loss
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks" / "peers"))
@@ -136,8 +136,8 @@ class Untouched(fnn.Module):
 
 
 def lstm(kernel: np.ndarray, bias: np.ndarray, joined: np.ndarray, c: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    i, f, g, o = np.split(joined @ kernel + bias, 4)
-    c = sigmoid(f + 1) * c + sigmoid(i) * np.tanh(g)
+    f, i, o, u = np.split(joined @ kernel + bias, 4)
+    c = sigmoid(f) * c + sigmoid(i) * np.tanh(u)
     return sigmoid(o) * np.tanh(c), c
 
 
@@ -483,7 +483,7 @@ def mapped(image: np.ndarray, parts: np.ndarray) -> np.ndarray:
 
 @pytest.mark.usefixtures("float64")
 def test_an_affine_map_is_the_loop() -> None:
-    rng, apply = np.random.default_rng(0), jax.jit(_koch.affine)
+    rng, apply = np.random.default_rng(0), jax.jit(nn.affine)
     image = rng.uniform(size=(9, 7, 2))
     for parts in (np.array([0.3, 0.2, -0.25, 0.15, -0.1, 0.11, -0.07]), *rng.uniform(-0.3, 0.3, size=(3, 7))):
         np.testing.assert_allclose(apply(image, parts), mapped(image, parts), atol=1e-12)
@@ -496,7 +496,7 @@ def test_an_affine_map_is_the_loop() -> None:
 
 def test_distortions_are_within_the_paper_s_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     """A turn within 10 degrees, shears within 0.3, scales in [0.8, 1.2], shifts within 2 pixels of 105, each or not."""
-    monkeypatch.setattr(_koch, "affine", lambda image, parts: parts)
+    monkeypatch.setattr(nn, "affine", lambda image, parts: parts)
     parts = np.asarray(metric.affine_distortions(jnp.zeros((4000, 2, 2, 1)), KEY))
     bounds = np.array([np.deg2rad(10), 0.3, 0.3, 0.2, 0.2, 2 / 105, 2 / 105])
     taken = parts != 0

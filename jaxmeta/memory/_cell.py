@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 from jaxmeta.memory._addressing import LRUAState, NTMHeads, NTMState, lrua_step, ntm_step
 from jaxmeta.memory._recurrence import scan_deferred
+from jaxmeta.nn import lstm_update
 
 Controller = Literal["lstm", "feedforward"]
 Addressing = Literal["lrua", "ntm", "none"]
@@ -113,9 +114,7 @@ class Cell(NamedTuple):
     def _control(self, gates: jax.Array, cell: jax.Array) -> tuple[jax.Array, jax.Array]:
         if self.controller == "feedforward":
             return jnp.tanh(gates), cell
-        forget, take, give = jnp.split(jax.nn.sigmoid(gates[: 3 * self.features]), 3)
-        cell = forget * cell + take * jnp.tanh(gates[3 * self.features :])
-        return give * jnp.tanh(cell), cell
+        return lstm_update(gates, cell)
 
     def _lrua(self, memory: LRUAState, emitted: jax.Array) -> tuple[LRUAState, jax.Array, Trace]:
         gates, vectors = emitted[: self.reads], jnp.tanh(emitted[self.reads :].reshape(-1, self.reads, self.width))

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmeta.inner import log_sign
+from jaxmeta.nn import lstm_update
 
 _SMALL = 0.01  # of the last layer's weights at the start: fast weights begin near zero
 
@@ -69,9 +70,7 @@ def from_sequence(generator: TaskGenerator, grads: Any, p: float) -> Any:
         def step(state: tuple[jax.Array, jax.Array], x: jax.Array) -> tuple[tuple[jax.Array, jax.Array], None]:
             hidden, cell = state
             gates = jnp.concatenate([x, hidden], axis=1) @ generator.kernel + generator.bias
-            keep, take, give, update = jnp.split(gates, 4, axis=1)
-            cell = jax.nn.sigmoid(keep) * cell + jax.nn.sigmoid(take) * jnp.tanh(update)
-            return (jax.nn.sigmoid(give) * jnp.tanh(cell), cell), None
+            return lstm_update(gates, cell), None
 
         (hidden, _), _ = jax.lax.scan(step, (blank, blank), inputs)
         return (hidden @ generator.out_kernel + generator.out_bias).reshape(leaf.shape[1:])

@@ -20,7 +20,7 @@ from jaxmeta.episode import Batch, Episode, check_batch, check_episode, concaten
 from jaxmeta.learner import MetaLearner, Metrics, Params
 from jaxmeta.memory._cell import MANN, CellState, Trace
 from jaxmeta.memory._labels import Code, Words, by_instance, one_step_late, words
-from jaxmeta.metric._koch import affine
+from jaxmeta.nn import affine
 
 Distort = Callable[[jax.Array, jax.Array], jax.Array]
 

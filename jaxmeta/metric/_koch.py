@@ -118,35 +118,4 @@ def affine_distortions(images: jax.Array, key: jax.Array) -> jax.Array:
     bounds = jnp.array([jnp.pi / 18, 0.3, 0.3, 0.2, 0.2, 2 / 105, 2 / 105])
     shape = (len(images), len(bounds))
     parts = bounds * jax.random.uniform(draw_key, shape, minval=-1.0, maxval=1.0)
-    return jax.vmap(affine)(images, parts * jax.random.bernoulli(part_key, shape=shape))
-
-
-def affine(image: jax.Array, parts: jax.Array) -> jax.Array:
-    """Maps one image `[h, w, c]` by `(turn, shear_x, shear_y, scale_x - 1, scale_y - 1, shift_x, shift_y)`.
-
-    What is in it is scaled, sheared, turned and shifted, in this order. The turn is in radians, counter-clockwise;
-    shifts are shares of the image's height and width, to the right and down; and all else is about its centre.
-    """
-    turn, shear_x, shear_y, scale_x, scale_y, shift_x, shift_y = parts
-    cos, sin = jnp.cos(turn), jnp.sin(turn)
-    rotation = jnp.array([[cos, -sin], [sin, cos]])
-    shear = jnp.array([[1.0, shear_y], [shear_x, 1.0]])  # rows and columns are y and x
-    matrix = rotation @ shear @ jnp.diag(jnp.array([1 + scale_y, 1 + scale_x]))
-    height, width = image.shape[:2]
-    centre = jnp.array([(height - 1) / 2, (width - 1) / 2])
-    shift = jnp.array([shift_y * height, shift_x * width])
-    grid = jnp.stack(jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij"), -1) - centre - shift
-    source = grid @ jnp.linalg.inv(matrix).T + centre
-    return _bilinear(image, source[..., 0], source[..., 1])
-
-
-def _bilinear(image: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
-    """The image at real coordinates `[h, w]`, 0 outside."""
-    padded = jnp.pad(image, ((1, 2), (1, 2), (0, 0)))
-    y = jnp.clip(rows, -1.0, image.shape[0]) + 1
-    x = jnp.clip(columns, -1.0, image.shape[1]) + 1
-    top, left = jnp.floor(y).astype(jnp.int32), jnp.floor(x).astype(jnp.int32)
-    down, across = (y - top)[..., None], (x - left)[..., None]
-    upper = (1 - across) * padded[top, left] + across * padded[top, left + 1]
-    lower = (1 - across) * padded[top + 1, left] + across * padded[top + 1, left + 1]
-    return (1 - down) * upper + down * lower
+    return jax.vmap(nn.affine)(images, parts * jax.random.bernoulli(part_key, shape=shape))

@@ -19,6 +19,7 @@ ways, 0.125 with 20. Training is then slow; a temperature near 0.1 mends it. The
 already, and no softmax is taken of it again.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as fnn
@@ -29,6 +30,7 @@ from jaxmeta.episode import Batch, Episode
 from jaxmeta.learner import Comparison, MetaLearner, Model, Params, init_stateless
 from jaxmeta.metric._kernels import check_temperature, cosine_similarity
 from jaxmeta.metric._metric_learner import check_vectors, embed_together, metric_learner, negative_log_likelihood
+from jaxmeta.nn import lstm_update
 
 
 def matching(encoder: Model, *, temperature: float = 1.0, ways: int | None = None) -> MetaLearner:
@@ -158,7 +160,7 @@ class FullContext(fnn.Module):
         def step(state: tuple[jax.Array, jax.Array], _: None) -> tuple[tuple[jax.Array, jax.Array], None]:
             h, c = state
             read = jax.nn.softmax(h @ context.T) @ context
-            h, c = _lstm(gates, jnp.concatenate([queries, h, read], axis=-1), c)
+            h, c = lstm_update(_joined(gates, [queries, h, read]), c)
             return (h + queries, c), None
 
         zeros = jnp.zeros_like(queries)
@@ -166,17 +168,14 @@ class FullContext(fnn.Module):
         return context, h
 
     def _gates(self, name: str, inputs: int, width: int) -> tuple[jax.Array, jax.Array]:
-        """Weights of an LSTM whose input and recurrent input are joined, the four gates side by side."""
+        """Weights of an LSTM whose input and recurrent input are joined; its forget gates start with a bias of 1."""
         kernel = self.param(f"{name}_kernel", fnn.initializers.xavier_uniform(), (inputs, 4 * width), jnp.float32)
-        return kernel, self.param(f"{name}_bias", fnn.initializers.zeros, (4 * width,), jnp.float32)
+        return kernel, self.param(f"{name}_bias", lambda _: jnp.zeros(4 * width).at[:width].set(1.0))
 
 
-def _lstm(gates: tuple[jax.Array, jax.Array], joined: jax.Array, c: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """One step: inputs `[..., inputs]` and the cell `[..., width]` to the output and the next cell."""
+def _joined(gates: tuple[jax.Array, jax.Array], inputs: Sequence[jax.Array]) -> jax.Array:
     kernel, bias = gates
-    i, f, g, o = jnp.split(joined @ kernel + bias, 4, axis=-1)
-    c = jax.nn.sigmoid(f + 1.0) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
-    return jax.nn.sigmoid(o) * jnp.tanh(c), c
+    return jnp.concatenate(inputs, axis=-1) @ kernel + bias
 
 
 def _outputs(gates: tuple[jax.Array, jax.Array], sequence: jax.Array) -> jax.Array:
@@ -184,7 +183,7 @@ def _outputs(gates: tuple[jax.Array, jax.Array], sequence: jax.Array) -> jax.Arr
 
     def step(state: tuple[jax.Array, jax.Array], x: jax.Array) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
         h, c = state
-        h, c = _lstm(gates, jnp.concatenate([x, h]), c)
+        h, c = lstm_update(_joined(gates, [x, h]), c)
         return (h, c), h
 
     zeros = jnp.zeros_like(sequence[0])

@@ -31,6 +31,7 @@ from jaxmeta.episode import Batch, Episode
 from jaxmeta.inner import Adapted, check_inner_loop, log_sign
 from jaxmeta.learner import MetaLearner, Metrics, Model, Params
 from jaxmeta.losses import cross_entropy
+from jaxmeta.nn import lstm_update
 from jaxmeta.optimization._gradient_learner import check_learnable, init_model, predict_from, task_of
 
 Feedback = Literal["gate", "pre_sigmoid"]
@@ -148,9 +149,7 @@ def _cell(
     told = jnp.broadcast_to(log_sign(loss), (len(grad), 2))
     inputs = jnp.concatenate([told, log_sign(grad), state.hidden], axis=1)
     gates = inputs @ params.layer.kernel + params.layer.bias
-    keep, take, give, update = jnp.split(gates, 4, axis=1)
-    cell = jax.nn.sigmoid(keep) * state.cell + jax.nn.sigmoid(take) * jnp.tanh(update)
-    hidden = jax.nn.sigmoid(give) * jnp.tanh(cell)
+    hidden, cell = lstm_update(gates, state.cell)
 
     def before_sigmoid(affine: Affine, previous: jax.Array) -> jax.Array:
         kernel = affine.kernel
