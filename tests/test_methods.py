@@ -167,6 +167,9 @@ METHODS = [
 ]
 
 
+EAGER = ("maml", "reptile", "mann", "prototypical")  # one of each kind, as what is not compiled takes long
+
+
 @pytest.fixture(params=METHODS, ids=lambda row: row.name)
 def row(request: pytest.FixtureRequest) -> Row:
     return request.param
@@ -189,6 +192,7 @@ def test_gradients_have_the_structure_of_the_parameters_and_are_finite(row: Row)
 
 
 @pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("row", [row for row in METHODS if row.name in EAGER], ids=EAGER)
 def test_jit_is_eager(row: Row) -> None:
     params, episodes = to_float64(problem(row, 1))
     episode, key = jax.tree.map(lambda leaf: leaf[0], episodes), jax.random.key(2)

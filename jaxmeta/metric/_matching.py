@@ -170,7 +170,7 @@ class FullContext(fnn.Module):
     def _gates(self, name: str, inputs: int, width: int) -> tuple[jax.Array, jax.Array]:
         """Weights of an LSTM whose input and recurrent input are joined; its forget gates start with a bias of 1."""
         kernel = self.param(f"{name}_kernel", fnn.initializers.xavier_uniform(), (inputs, 4 * width), jnp.float32)
-        return kernel, self.param(f"{name}_bias", lambda _: jnp.zeros(4 * width).at[:width].set(1.0))
+        return kernel, self.param(f"{name}_bias", lambda _: jnp.zeros(4 * width, jnp.float32).at[:width].set(1))
 
 
 def _joined(gates: tuple[jax.Array, jax.Array], inputs: Sequence[jax.Array]) -> jax.Array:
