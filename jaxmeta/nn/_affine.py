@@ -5,11 +5,16 @@ import jax.numpy as jnp
 
 
 def affine(image: jax.Array, parts: jax.Array) -> jax.Array:
-    """Maps one image `[h, w, c]` by `(turn, shear_x, shear_y, scale_x - 1, scale_y - 1, shift_x, shift_y)`.
+    """Maps one image: what is in it is scaled, sheared, turned and shifted, in this order.
 
-    What is in it is scaled, sheared, turned and shifted, in this order. The turn is in radians, counter-clockwise;
-    shifts are shares of the image's height and width, to the right and down; and all else is about its centre. What
-    comes from outside the image is 0, and values between pixels are interpolated linearly.
+    Args:
+        image: `[h, w, c]`.
+        parts: `(turn, shear_x, shear_y, scale_x - 1, scale_y - 1, shift_x, shift_y)`, seven numbers. The turn is in
+            radians, counter-clockwise; shifts are shares of the image's width and height, to the right and down; all
+            else is about its centre.
+
+    Returns:
+        `[h, w, c]`, interpolated linearly; what comes from outside the image is 0.
 
     >>> image = jnp.zeros((1, 4, 1)).at[0, 1].set(1.0)
     >>> affine(image, jnp.zeros(7).at[5].set(0.25))[0, :, 0].round(4).tolist()  # a pixel to the right
