@@ -33,7 +33,6 @@ from jaxmeta import (
     metanet,
     metric,
     nn,
-    outer_step,
     prototypical,
     relation,
     reptile,
@@ -167,7 +166,10 @@ METHODS = [
 ]
 
 
-EAGER = ("maml", "reptile", "mann", "prototypical")  # one of each kind, as what is not compiled takes long
+ONE_OF_EACH_KIND = ("maml", "reptile", "mann", "prototypical")  # for what takes long
+one_of_each_kind = pytest.mark.parametrize(
+    "row", [row for row in METHODS if row.name in ONE_OF_EACH_KIND], ids=lambda row: row.name
+)
 
 
 @pytest.fixture(params=METHODS, ids=lambda row: row.name)
@@ -177,22 +179,34 @@ def row(request: pytest.FixtureRequest) -> Row:
 
 def problem(row: Row, count: int = 4):
     keys = jax.random.split(jax.random.key(0), count)
-    episodes = jax.vmap(row.source.sample, (None, 0))(row.source.data, keys)
-    params = row.learner.init(jax.random.key(1), jax.tree.map(lambda leaf: leaf[0], episodes))
+    episodes = jax.jit(jax.vmap(row.source.sample, (None, 0)))(row.source.data, keys)
+    params = jax.jit(row.learner.init)(jax.random.key(1), jax.tree.map(lambda leaf: leaf[0], episodes))
     return params, episodes
 
 
-def test_gradients_have_the_structure_of_the_parameters_and_are_finite(row: Row) -> None:
+def test_gradients_have_their_structure_their_key_and_one_trace(row: Row) -> None:
     params, episodes = problem(row)
-    grads, metrics = jax.jit(lambda p, e: batch_meta_grad(row.learner, p, e, jax.random.key(2)))(params, episodes)
+    traces = []
+
+    @jax.jit
+    def step(params, episodes, key):
+        traces.append(row.name)
+        return batch_meta_grad(row.learner, params, episodes, key)
+
+    first, again, other = (step(params, episodes, jax.random.key(i)) for i in (2, 2, 3))
+    assert len(traces) == 1
+    grads, metrics = first
     chex.assert_trees_all_equal_shapes(descended(grads), descended(params))
     chex.assert_tree_all_finite((grads, metrics))
     assert metrics.keys() >= {"loss", "mse" if row.source is SINUSOID else "accuracy"}
     assert all(value.shape == () for value in metrics.values())
+    assert_trees_equal(first, again)
+    same = all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(other), strict=True))
+    assert same != row.uses_key
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("row", [row for row in METHODS if row.name in EAGER], ids=EAGER)
+@one_of_each_kind
 def test_jit_is_eager(row: Row) -> None:
     params, episodes = to_float64(problem(row, 1))
     episode, key = jax.tree.map(lambda leaf: leaf[0], episodes), jax.random.key(2)
@@ -220,30 +234,6 @@ def test_vmap_is_the_loop(row: Row) -> None:
         assert_same_to_rounding(row, jax.jit(step)(params, episodes, jax.random.key(2)), looped)
 
 
-def test_the_key_decides(row: Row) -> None:
-    params, episodes = problem(row)
-    step = jax.jit(lambda key: batch_meta_grad(row.learner, params, episodes, key))
-    first, again, other = (step(jax.random.key(i)) for i in (5, 5, 6))
-    assert_trees_equal(first, again)
-    same = all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(other), strict=True))
-    assert same != row.uses_key
-
-
-def test_one_trace_serves_all_steps(row: Row) -> None:
-    chex.clear_trace_counter()
-    params, episodes = problem(row)
-
-    @jax.jit
-    @chex.assert_max_traces(n=1)
-    def step(params, state, key):
-        grads, _ = batch_meta_grad(row.learner, params, episodes, key, devices=1)
-        return outer_step(row.optimizer, params, grads, state)
-
-    state = row.optimizer.init(descended(params))
-    for i in range(3):
-        params, state = step(params, state, jax.random.key(i))
-
-
 def test_predictions_fit_the_task_and_end_the_path(row: Row) -> None:
     params, episodes = problem(row, 1)
     support, query = jax.tree.map(lambda leaf: leaf[0], episodes)
@@ -254,6 +244,7 @@ def test_predictions_fit_the_task_and_end_the_path(row: Row) -> None:
         np.testing.assert_allclose(path[-1], predictions, rtol=5e-3, atol=1e-4)
 
 
+@one_of_each_kind
 def test_inductive_predictions_do_not_depend_on_the_company(row: Row) -> None:
     """A query judged alone scores as it does among others; transductively, batch normalisation lets them mix."""
     params, _ = problem(row, 1)
