@@ -60,9 +60,9 @@ def prototypical(
     >>> from jaxmeta import nn, tasks
     >>> source = tasks.episodes(tasks.glyphs("train", classes=8, image_size=16), ways=3, shots=2, queries=1)
     >>> support, query = episode = source.sample(source.data, jax.random.key(0))
-    >>> learner = prototypical(nn.Conv4(None, features=4), ways=3)
+    >>> learner = prototypical(nn.MLP((16,), 8), ways=3)
     >>> params = learner.init(jax.random.key(1), episode)
-    >>> grads, metrics = learner.meta_grad(params, episode, jax.random.key(2))
+    >>> grads, metrics = jax.jit(learner.meta_grad)(params, episode, jax.random.key(2))
     >>> sorted(metrics), learner.predict(params, support, query.x, jax.random.key(2)).shape
     (['accuracy', 'loss'], (3, 3))
 

@@ -74,8 +74,8 @@ def relation(encoder: Model | None = None, relation_module: Relation | None = No
     >>> source = tasks.episodes(tasks.glyphs("train", classes=8), ways=3, shots=2, queries=1)
     >>> support, query = episode = source.sample(source.data, jax.random.key(0))
     >>> learner = relation(RelationEncoder(features=4), RelationModule(features=4), ways=3)
-    >>> params = learner.init(jax.random.key(1), episode)
-    >>> learner.predict(params, support, query.x, jax.random.key(2)).shape
+    >>> params = jax.jit(learner.init)(jax.random.key(1), episode)
+    >>> jax.jit(learner.predict)(params, support, query.x, jax.random.key(2)).shape
     (3, 3)
 
     References:
