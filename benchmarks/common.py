@@ -5,7 +5,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +112,13 @@ def matmul() -> tuple[Callable[[], Any], int]:
     x = jax.device_put(jnp.ones((len(devices), size, size)), sharding)
     product = jax.jit(lambda x: jnp.matmul(x, x))
     return lambda: product(x), len(devices) * 2 * size**3
+
+
+def training_seconds(history: Sequence[Mapping[str, Any]], meta_batch: int) -> float:
+    """Seconds of the training steps of a run, also of one that was cut short and resumed."""
+    steps = [row["step"] for row in history]
+    lengths = [b - a for a, b in zip([0, *steps], steps, strict=False)]
+    return round(sum(meta_batch * n / row["tasks_per_second"] for n, row in zip(lengths, history, strict=True)), 1)
 
 
 def write(name: str, report: dict[str, Any]) -> None:

@@ -17,11 +17,11 @@ from pathlib import Path
 import jax
 import numpy as np
 import optax
-from common import write
+from common import training_seconds, write
 
 from jaxmeta import episode, fit, memory, tasks
 
-INSTANCES = 10
+INSTANCES, EPISODES = 10, 16  # presentations of a class; episodes in a training step
 
 jax.config.update("jax_num_cpu_devices", os.cpu_count())
 
@@ -81,7 +81,7 @@ def main() -> None:
         source("trainval", given.ways),
         optimizer,
         steps=given.steps,
-        meta_batch=16,
+        meta_batch=EPISODES,
         chunk=8,
         run_dir=given.out,
         resume=True,
@@ -103,7 +103,7 @@ def main() -> None:
         "settings": settings,
         "by_instance": [round(float(value), 4) for value in found.mean(0)],
         "intervals": [round(float(1.96 * value / len(found) ** 0.5), 4) for value in found.std(0, ddof=1)],
-        "training_seconds": round(sum(16 * 100 / row["tasks_per_second"] for row in result.history), 1),
+        "training_seconds": training_seconds(result.history, EPISODES),
         "history": [
             {name: row[name] for name in row if name.startswith(("step", "loss", "instance"))}
             for row in result.history[:: max(1, len(result.history) // 50)]

@@ -9,11 +9,10 @@ import argparse
 import dataclasses
 import json
 import os
-import time
 from pathlib import Path
 
 import jax
-from common import write
+from common import training_seconds, write
 
 from jaxmeta import evaluate, fit, memory, presets
 
@@ -30,7 +29,6 @@ def main() -> None:
     setup = presets.build(settings)
     model = memory.AugmentedConv(settings.ways, features=32)
     learner = memory.metanet(model, task_level=given.without != "task", example_level=given.without != "example")
-    began = time.perf_counter()
     result = fit(
         learner,
         setup.train_source,
@@ -45,7 +43,7 @@ def main() -> None:
     without = f" --without {given.without}" if given.without else ""
     found = {
         "command": f"python benchmarks/metanet.py{without} --steps {given.steps} --out RUN",
-        "training_seconds": round(time.perf_counter() - began, 1),
+        "training_seconds": training_seconds(result.history, settings.meta_batch),
         "without": given.without,
     }
     judged = evaluate(learner, result.params, setup.test_source, episodes=settings.episodes)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
+from common import training_seconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,19 +34,16 @@ def main(arguments: Arguments) -> None:
     config = json.loads((run_dir / "config.json").read_text())
     result = json.loads((run_dir / "result.json").read_text())
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    steps = [row["step"] for row in rows]
-    lengths = [b - a for a, b in zip([0, *steps], steps, strict=False)]
-    tasks = config["settings"]["meta_batch"]
-    seconds = sum(tasks * n / row["tasks_per_second"] for n, row in zip(lengths, rows, strict=True))
+    seconds = training_seconds(rows, config["settings"]["meta_batch"])
     report = {
         "command": arguments.command,
         "note": arguments.note,
         "evaluations": [json.loads(path.read_text()) for path in sorted(run_dir.glob("evaluation-*.json"))],
         "result": result,
-        "training_seconds": round(seconds, 1),
+        "training_seconds": seconds,
         "machine": {"cores": os.cpu_count(), "processor": platform.machine(), "python": platform.python_version()},
         **config,
-        "history": [row for row in rows if row["step"] % max(1, steps[-1] // 20) == 0],
+        "history": [row for row in rows if row["step"] % max(1, rows[-1]["step"] // 20) == 0],
     }
     if (run_dir / "lake.json").exists():
         report["lake"] = json.loads((run_dir / "lake.json").read_text())
