@@ -365,3 +365,12 @@ def test_what_cannot_be_projected_is_named() -> None:
         nearest_solution(jnp.ones((3, 2)), jnp.ones(3), jnp.ones(2))
     with pytest.raises(ValueError, match=r"steps=0 and inner_lr=1\.0 must be"):
         projection_angles(jnp.ones((1, 2)), jnp.ones(1), jnp.zeros(2), inner_lr=1.0, steps=0)
+    for start, rate, steps in ((jnp.array([1.0, 0.0]), 0.1, 2), (jnp.zeros(2), 100.0, 400)):
+        with pytest.raises(FloatingPointError, match="params is a solution already, or descent at inner_lr="):
+            projection_angles(jnp.ones((1, 2)), jnp.ones(1), start, inner_lr=rate, steps=steps)
+
+
+def test_equations_that_say_the_same_have_a_nearest_solution() -> None:
+    a, b, w = jnp.array([[1.0, 2.0, 0.0], [2.0, 4.0, 0.0]]), jnp.array([1.0, 2.0]), jnp.ones(3)
+    np.testing.assert_allclose(nearest_solution(a, b, w), w - np.linalg.pinv(a) @ (a @ w - b), rtol=1e-12)
+    np.testing.assert_allclose(a @ nearest_solution(a, b, w), b, rtol=1e-12)

@@ -12,6 +12,7 @@ along a singular direction of A with singular value s it has come the share 1 - 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 
 from jaxmeta.inner import adapt
 
@@ -52,10 +53,12 @@ def projection_angles(a: jax.Array, b: jax.Array, params: jax.Array, *, inner_lr
         steps: the most inner steps.
 
     Returns:
-        Angles in radians, `[steps]`; not numbers where theta is a solution or the steps diverge.
+        Angles in radians, `[steps]`.
 
     Raises:
         ValueError: `steps` is less than 1, `inner_lr` is not positive, or as `nearest_solution`.
+        FloatingPointError: theta is a solution, so that there is no way to it, or the steps diverge; not under
+            `jax.jit`, where angles are then not numbers.
 
     >>> a, b = jnp.array([[1.0, 0.0, 0.0], [0.0, 0.5, 0.0]]), jnp.array([1.0, 1.0])
     >>> angles = projection_angles(a, b, jnp.zeros(3), inner_lr=1.0, steps=40)
@@ -79,4 +82,9 @@ def projection_angles(a: jax.Array, b: jax.Array, params: jax.Array, *, inner_lr
         across = went - way * (went @ way) / (way @ way)
         return jnp.arctan2(jnp.linalg.norm(across), went @ way / jnp.linalg.norm(way))
 
-    return jax.vmap(angle)(adapted.path[1:])
+    angles = jax.vmap(angle)(adapted.path[1:])
+    if not isinstance(angles, Tracer) and not jnp.isfinite(angles).all():
+        raise FloatingPointError(
+            f"there are no angles: params is a solution already, or descent at inner_lr={inner_lr} diverges"
+        )
+    return angles

@@ -156,8 +156,8 @@ def expansion(
     given = tuple(range(total)) if batches is None else tuple(batches)
     if len(given) != total:
         raise ValueError(f"batches must name {total} mini-batches for k={k}, but names {len(given)}: {given}")
-    numbers: dict[int, int] = {}
-    labels = tuple(numbers.setdefault(batch, len(numbers)) for batch in given)
+    seen: dict[int, int] = {}
+    labels = tuple(seen.setdefault(batch, len(seen)) for batch in given)
     steps = total - tested
     speeds = (1.0,) * steps if rates is None else tuple(float(rate) for rate in rates)
     if len(speeds) != steps or not all(0 < rate < math.inf for rate in speeds):
