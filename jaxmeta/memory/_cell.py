@@ -153,9 +153,9 @@ class MANN(nn.Module):
         reads: read heads. LRUA writes with each of them, an NTM with one head of its own.
         decay: LRUA's gamma; some re-implementations take 0.95.
         read_input: feed what was read to the controller's next step. The paper's text says so, its equations do not.
-        written: what a head of LRUA writes: `"own"`, a vector that the controller emits for it, as in
-            re-implementations that learn; `"key"`, the key that it reads by, as in the paper's equation 7. Then one
-            vector has to store the last input with its label and to look the new input up.
+        written: what a head of LRUA writes: `"own"`, a vector that the controller emits for it, as public
+            re-implementations do; `"key"`, the key that it reads by, as in the paper's equation 7. Then one vector has
+            to store the last input with its label and to look the new input up.
 
     References:
         Santoro, Bartunov, Botvinick, Wierstra, Lillicrap 2016, arXiv:1605.06065; Graves, Wayne, Danihelka 2014,

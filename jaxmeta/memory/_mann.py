@@ -109,7 +109,8 @@ def mann(model: MANN, *, ways: int, labels: Code = "one_hot", distort: Distort |
     """A memory-augmented network as a learner.
 
     Args:
-        model: the network; `MANN()` is the paper's, `MANN(addressing="none")` its LSTM baseline.
+        model: the network; `MANN(written="key")` writes as the paper's equation does, `MANN(addressing="none")` is its
+            LSTM baseline.
         ways: classes in an episode.
         labels: how classes are shown and answered: `"one_hot"`, or `"strings"` of five letters that are drawn for
             each episode.

@@ -96,8 +96,8 @@ def memorise(
 
     >>> model = AugmentedConv(2, features=2, convolutions=1, key_features=3)
     >>> support = Batch(jnp.ones((2, 4, 4, 1)), jnp.arange(2))
-    >>> params = metanet(model, hidden=4).init(jax.random.key(0), Episode(support, support))
-    >>> memory = memorise(model, params, support, jax.random.key(1))
+    >>> params = jax.jit(metanet(model, hidden=4).init)(jax.random.key(0), Episode(support, support))
+    >>> memory = jax.jit(memorise, static_argnums=0)(model, params, support, jax.random.key(1))
     >>> memory.keys.shape, memory.fast["head"]["kernel"].shape
     ((2, 3), (2, 3, 2))
     """
@@ -149,8 +149,8 @@ def recall(
 
     >>> model = AugmentedConv(2, features=2, convolutions=1, key_features=3)
     >>> support = Batch(jnp.ones((2, 4, 4, 1)), jnp.arange(2))
-    >>> params = metanet(model, hidden=4).init(jax.random.key(0), Episode(support, support))
-    >>> memory = memorise(model, params, support, jax.random.key(1))
+    >>> params = jax.jit(metanet(model, hidden=4).init)(jax.random.key(0), Episode(support, support))
+    >>> memory = jax.jit(memorise, static_argnums=0)(model, params, support, jax.random.key(1))
     >>> recall(model, params, memory, support.x)[1].round(4).tolist()  # two queries alike, two examples alike
     [[0.5, 0.5], [0.5, 0.5]]
     """

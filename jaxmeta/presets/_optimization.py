@@ -190,7 +190,7 @@ def _learner(settings: Settings, ways: int) -> MetaLearner:
                 mask=mask,
             )
         case "lstm_meta_learner":
-            # From the code's input gates of 0.01, Adam takes thousands of steps to let gradients in at all.
+            # Input gates start wider than at the code's 0.01, for budgets shorter than the paper's.
             return lstm_meta_learner(model, steps=steps, eval_steps=eval_steps, input_bias=(-2.0, -1.0), loss=loss)
         case "reptile":
             return _reptile(settings, model)
