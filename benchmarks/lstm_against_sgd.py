@@ -8,14 +8,12 @@ episodes are the same for both.
 """
 
 import argparse
-import dataclasses
 import json
 import os
 from pathlib import Path
 
 import jax
 import optax
-from common import write
 
 from jaxmeta import evaluate, maml, presets, tasks
 from jaxmeta.presets._optimization import model_of
@@ -57,14 +55,12 @@ def main() -> None:
     learner = maml(model, inner_optimizer=optax.sgd(best["rate"]), steps=best["steps"])
     sgd = evaluate(learner, params.start, setup.test_source, episodes=600)
     report = {
-        "command": f"jaxmeta train lstm_meta_learner --dataset omniglot --steps {step} --out RUN; "
-        "python benchmarks/lstm_against_sgd.py RUN",
-        "settings": dataclasses.asdict(settings),
+        "step": step,
         "lstm": lstm.summary(),
         "sgd_from_its_initialisation": {"best": best, **sgd.summary()},
         "tried": table,
     }
-    write("lstm_against_sgd", report)
+    (given.run / "against_sgd.json").write_text(json.dumps(report, indent=2) + "\n")
     print(f"LSTM {100 * lstm.mean:.2f}, gradient descent {100 * sgd.mean:.2f} with {best}")
 
 

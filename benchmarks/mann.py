@@ -17,7 +17,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import optax
-from common import training_seconds, write
 
 from jaxmeta import episode, fit, memory, tasks
 
@@ -49,15 +48,6 @@ def judge(
     return np.asarray(found)
 
 
-def words(settings: dict[str, object]) -> list[str]:
-    """The command line of these settings."""
-    found = []
-    for name, value in settings.items():
-        option = "--" + name.replace("_", "-")
-        found += ([option] if value else []) if isinstance(value, bool) else [option, str(value)]
-    return found
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--addressing", default="lrua", choices=("lrua", "ntm", "none"))
@@ -69,13 +59,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20_000)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--episodes", type=int, default=600)
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     model = memory.MANN(addressing=given.addressing, controller=given.controller, written=given.written)
     distort = memory.turns_and_shifts() if given.distort else None
     learner = memory.mann(model, ways=given.ways, labels=given.labels, distort=distort)
     optimizer = optax.chain(optax.clip_by_global_norm(10.0), optax.adam(given.learning_rate))
-    settings = {name: value for name, value in vars(given).items() if name != "out"}
     result = fit(
         learner,
         source("trainval", given.ways),
@@ -87,7 +77,8 @@ def main() -> None:
         resume=True,
         log_every=100,
         checkpoint_every=1000,
-        config={"settings": settings},
+        seed=given.seed,
+        config={"settings": {name: value for name, value in vars(given).items() if name != "out"}},
         progress=False,
     )
     found = judge(
@@ -98,19 +89,13 @@ def main() -> None:
         labels=given.labels,
         episodes=given.episodes,
     )
-    summary = {
-        "command": " ".join(["python benchmarks/mann.py", *words(settings), "--out RUN"]),
-        "settings": settings,
-        "by_instance": [round(float(value), 4) for value in found.mean(0)],
-        "intervals": [round(float(1.96 * value / len(found) ** 0.5), 4) for value in found.std(0, ddof=1)],
-        "training_seconds": training_seconds(result.history, EPISODES),
-        "history": [
-            {name: row[name] for name in row if name.startswith(("step", "loss", "instance"))}
-            for row in result.history[:: max(1, len(result.history) // 50)]
-        ],
+    report = {
+        "mean": [round(float(value), 4) for value in found.mean(0)],
+        "interval": [round(float(1.96 * value / len(found) ** 0.5), 4) for value in found.std(0, ddof=1)],
+        "episodes": len(found),
     }
-    print(json.dumps({name: summary[name] for name in ("command", "by_instance", "intervals", "training_seconds")}))
-    write(f"mann-{given.addressing}-{given.controller}-{given.labels}-{given.ways}ways", summary)
+    (given.out / "by_instance.json").write_text(json.dumps(report) + "\n")
+    print(json.dumps(report))
 
 
 if __name__ == "__main__":

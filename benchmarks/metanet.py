@@ -12,7 +12,6 @@ import os
 from pathlib import Path
 
 import jax
-from common import training_seconds, write
 
 from jaxmeta import evaluate, fit, memory, presets
 
@@ -23,6 +22,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--without", choices=("task", "example"))
     parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     settings = dataclasses.replace(presets.settings("metanet", "omniglot"), steps=given.steps)
@@ -37,19 +37,13 @@ def main() -> None:
         meta_batch=settings.meta_batch,
         run_dir=given.out,
         resume=True,
+        seed=given.seed,
         config={"settings": dataclasses.asdict(settings), "without": given.without},
         progress=False,
     )
-    without = f" --without {given.without}" if given.without else ""
-    found = {
-        "command": f"python benchmarks/metanet.py{without} --steps {given.steps} --out RUN",
-        "training_seconds": training_seconds(result.history, settings.meta_batch),
-        "without": given.without,
-    }
-    judged = evaluate(learner, result.params, setup.test_source, episodes=settings.episodes)
-    found |= {"last_window": result.history[-1], "settings": dataclasses.asdict(settings), **judged.summary()}
-    print(json.dumps({name: found[name] for name in ("without", "mean", "interval", "training_seconds")}))
-    write("metanet" + (f"-without-{given.without}" if given.without else ""), found)
+    judged = evaluate(learner, result.params, setup.test_source, episodes=settings.episodes, seed=given.seed)
+    (given.out / "result.json").write_text(json.dumps({"step": given.steps, **judged.summary()}, indent=2) + "\n")
+    print(f"{100 * judged.mean:.2f} ± {100 * judged.interval:.2f} %")
 
 
 if __name__ == "__main__":
