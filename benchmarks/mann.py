@@ -2,7 +2,7 @@
 
     python benchmarks/mann.py --steps 20000 --out RUN                       # LRUA, one-hot labels
     python benchmarks/mann.py --addressing none --steps 20000 --out RUN     # the LSTM baseline
-    python benchmarks/mann.py --labels strings --steps 20000 --out RUN
+    python benchmarks/mann.py --code strings --steps 20000 --out RUN
 
 5 classes x 10 drawings of 20 x 20 pixels in one sequence, 1,200 characters in four turns each for training, and the
 other 423 for the test.
@@ -32,7 +32,7 @@ def source(subset: tasks.Subset, ways: int) -> tasks.Source:
 
 
 def judge(
-    model: memory.MANN, params: object, test: tasks.Source, *, ways: int, labels: memory.Code, episodes: int
+    model: memory.MANN, params: object, test: tasks.Source, *, ways: int, code: memory.Code, episodes: int
 ) -> np.ndarray:
     """Accuracy at each presentation in each test episode: `[episodes, instances]`."""
 
@@ -40,7 +40,7 @@ def judge(
     def one(key: jax.Array, data: object) -> jax.Array:
         sample_key, read_key = jax.random.split(key)
         batch = episode.concatenate(*test.sample(data, sample_key))
-        reading = memory.read_episode(model, params, batch, read_key, ways=ways, labels=labels)
+        reading = memory.read_episode(model, params, batch, read_key, ways=ways, code=code)
         return memory.by_instance(reading.right, reading.labels, INSTANCES)
 
     keys = jax.random.split(jax.random.key(1), episodes)
@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--addressing", default="lrua", choices=("lrua", "ntm", "none"))
     parser.add_argument("--controller", default="lstm", choices=("lstm", "feedforward"))
     parser.add_argument("--written", default="own", choices=("own", "key"))
-    parser.add_argument("--labels", default="one_hot", choices=("one_hot", "strings"))
+    parser.add_argument("--code", default="one_hot", choices=("one_hot", "strings"))
     parser.add_argument("--distort", action="store_true", help="turn and shift training images a little, as the paper")
     parser.add_argument("--ways", type=int, default=5)
     parser.add_argument("--steps", type=int, default=20_000)
@@ -64,7 +64,7 @@ def main() -> None:
     given = parser.parse_args()
     model = memory.MANN(addressing=given.addressing, controller=given.controller, written=given.written)
     distort = memory.turns_and_shifts() if given.distort else None
-    learner = memory.mann(model, ways=given.ways, labels=given.labels, distort=distort)
+    learner = memory.mann(model, ways=given.ways, code=given.code, distort=distort)
     optimizer = optax.chain(optax.clip_by_global_norm(10.0), optax.adam(given.learning_rate))
     result = fit(
         learner,
@@ -86,7 +86,7 @@ def main() -> None:
         result.params,
         source("test", given.ways),
         ways=given.ways,
-        labels=given.labels,
+        code=given.code,
         episodes=given.episodes,
     )
     report = {

@@ -144,6 +144,14 @@ def test_the_outer_rate_is_halved_and_relation_s_gradients_are_clipped_apart() -
     np.testing.assert_allclose(adam.mu.relation, 0.1 * 1e-3, rtol=1e-5)
 
 
+@pytest.mark.parametrize(("method", "norm"), [("mann", 10.0), ("metanet", 10.0), ("lstm_meta_learner", 0.25)])
+def test_gradients_of_what_recurs_are_clipped(method: str, norm: float) -> None:
+    optimizer, grads = presets.build(presets.settings(method, "glyphs")).optimizer, jnp.full(4, 50.0)
+    _, state = optimizer.update(grads, optimizer.init(grads))
+    (adam,) = (part for part in jax.tree.leaves(state, is_leaf=is_adam) if is_adam(part))
+    np.testing.assert_allclose(adam.mu, 0.1 * norm / 2, rtol=1e-5)
+
+
 def is_adam(node: object) -> bool:
     return isinstance(node, optax.ScaleByAdamState)
 

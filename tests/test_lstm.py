@@ -10,7 +10,7 @@ import pytest
 from helpers import assert_trees_close, inner_product, random_direction, stencil_derivative, to_float64
 from jax.flatten_util import ravel_pytree
 
-from jaxmeta import Batch, Episode, adapt, lstm_meta_learner, nn
+from jaxmeta import Batch, Episode, adapt, losses, lstm_meta_learner, nn
 from jaxmeta.inner import log_sign
 from jaxmeta.optimization import Affine, MetaLSTM, lstm_adapt
 
@@ -127,7 +127,6 @@ def test_derivatives_go_through_gradients_by_argument() -> None:
     assert inner_product(through, direction) == pytest.approx(expected, rel=1e-6)
 
     recorded = lstm_adapt(quadratic, meta, batch, steps=4)
-    losses = recorded.losses
     grads = jax.vmap(lambda p: jax.grad(quadratic)(p, batch))(jax.tree.map(lambda leaf: leaf[:-1], recorded.path))
 
     def frozen(meta: MetaLSTM) -> jax.Array:
@@ -140,7 +139,7 @@ def test_derivatives_go_through_gradients_by_argument() -> None:
 
             def forward(w: Any, batch: Any) -> Any:
                 t = next(counter)
-                return losses[t], t
+                return recorded.losses[t], t
 
             replayed.defvjp(forward, lambda t, ct: (jax.tree.map(lambda leaf: ct * leaf[t], grads), None))
             return quadratic(lstm_adapt(replayed, meta, batch, steps=4).params, batch + 1)
@@ -148,6 +147,25 @@ def test_derivatives_go_through_gradients_by_argument() -> None:
     expected = stencil_derivative(frozen, meta, direction, 1e-4)
     assert inner_product(constant, direction) == pytest.approx(expected, rel=1e-6)
     assert abs(inner_product(through, direction) - expected) > 1e-3 * abs(expected)
+
+
+def test_the_learner_passes_its_options_on() -> None:
+    model, (support, query) = nn.MLP((4,), WAYS), episode()
+    options: dict[str, Any] = {"feedback": "pre_sigmoid", "gradient_scale": 0.5}
+    learner = lstm_meta_learner(model, steps=3, eval_steps=2, hidden=HIDDEN, input_bias=(0.0, 0.0), **options)
+    params = learner.init(jax.random.key(0), episode())
+    assert float(params.input.bias) == 0
+
+    def task_loss(w: Any, batch: Batch) -> jax.Array:
+        return losses.cross_entropy(model.apply(w, batch.x), batch.y)
+
+    adapted = {n: lstm_adapt(task_loss, params, support, steps=n, **options).params for n in (2, 3)}
+    found = learner.predict(params, support, query.x, jax.random.key(0))
+    np.testing.assert_allclose(found, model.apply(adapted[2], query.x), atol=1e-6)
+    _, metrics = learner.meta_grad(params, episode(), jax.random.key(0))
+    assert float(metrics["loss"]) == pytest.approx(float(task_loss(adapted[3], query)), rel=1e-6)
+    plain = lstm_adapt(task_loss, params, support, steps=2).params
+    assert not np.allclose(found, model.apply(plain, query.x), atol=1e-4)
 
 
 def test_gates_start_near_one_and_near_zero() -> None:

@@ -307,9 +307,9 @@ def test_relabelling_classes_permutes_answers_with_the_weights_that_read_and_wri
     np.testing.assert_allclose(after[:, order], before, atol=1e-5)
 
 
-@pytest.mark.parametrize("labels", ["one_hot", "strings"])
-def test_queries_are_answered_alone_from_the_same_memory(labels: memory.Code) -> None:
-    episode, learner = small_episode(), mann(MANN(**SMALL), ways=WAYS, labels=labels)
+@pytest.mark.parametrize("code", ["one_hot", "strings"])
+def test_queries_are_answered_alone_from_the_same_memory(code: memory.Code) -> None:
+    episode, learner = small_episode(), mann(MANN(**SMALL), ways=WAYS, code=code)
     params = learner.init(jax.random.key(0), episode)
     answer = functools.partial(predict, learner, params)
     together = answer(episode.support, episode.query.x)
@@ -370,14 +370,26 @@ def test_distortions_reach_the_network() -> None:
 
 
 def test_memory_is_empty_at_the_start_of_every_episode() -> None:
-    model = MANN(**SMALL)
-    x, labels = jnp.ones((2, 5)), jnp.zeros((2, WAYS))
-    params = initialise(model, x, labels)
-    first, state, _ = apply(model, params, x, labels)
-    again, _, _ = apply(model, params, x, labels)
-    continued, _, _ = apply(model, params, x, labels, state)
-    np.testing.assert_array_equal(first, again)
-    assert not np.allclose(first, continued)
+    """What a learner has read before does not matter: each support set starts from a blank memory of its own."""
+    model, episode = MANN(**SMALL), small_episode()
+    blank = model.blank()
+    assert blank.memory is not None
+    np.testing.assert_array_equal(blank.memory.memory, np.float32(1e-6))
+    np.testing.assert_array_equal(blank.memory.usage, np.eye(SLOTS)[0])
+    np.testing.assert_array_equal(blank.memory.read_weights, np.tile(np.eye(SLOTS)[0], (READS, 1)))
+    assert not any(np.asarray(leaf).any() for leaf in (blank.hidden, blank.cell, blank.read))
+    labels = jax.nn.one_hot(episode.support.y, WAYS)
+    params = initialise(model, episode.support.x, labels)
+    default, state, _ = apply(model, params, episode.support.x, labels)
+    from_blank, _, _ = apply(model, params, episode.support.x, labels, blank)
+    continued, _, _ = apply(model, params, episode.support.x, labels, state)
+    np.testing.assert_array_equal(default, from_blank)
+    assert not np.allclose(default, continued)
+    learner = mann(model, ways=WAYS)
+    both = jax.tree.map(lambda leaf: jnp.stack([leaf[::-1], leaf]), episode)
+    together = jax.vmap(lambda e: learner.predict(params, e.support, e.query.x, jax.random.key(3)))(both)
+    alone = predict(learner, params, episode.support, episode.query.x)
+    np.testing.assert_allclose(together[1], alone, atol=1e-5)
 
 
 # Bad input
@@ -398,8 +410,8 @@ def test_memory_is_empty_at_the_start_of_every_episode() -> None:
             r"decay must be in \(0",
         ),
         (lambda e: mann(MANN(**SMALL), ways=1), ValueError, "ways must be 2 or more, but is 1"),
-        (lambda e: mann(MANN(**SMALL), ways=3126, labels="strings"), ValueError, "there are 3125 strings of 5 letters"),
-        (lambda e: mann(MANN(**SMALL), ways=3, labels="words"), ValueError, "labels must be one of"),  # type: ignore
+        (lambda e: mann(MANN(**SMALL), ways=3126, code="strings"), ValueError, "there are 3125 strings of 5 letters"),
+        (lambda e: mann(MANN(**SMALL), ways=3, code="words"), ValueError, "code must be one of"),  # type: ignore
         (lambda e: mann(MANN(**SMALL, addressing="dnc"), ways=3).init(jax.random.key(0), e), ValueError, "addressing"),
         (lambda e: mann(MANN(**SMALL, controller="gru"), ways=3).init(jax.random.key(0), e), ValueError, "controller"),
         (

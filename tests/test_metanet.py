@@ -90,22 +90,42 @@ def d(generator: Any, grads: Any) -> Any:
 
 
 @pytest.mark.usefixtures("float64")
-def test_a_whole_episode_is_the_loop() -> None:
+@pytest.mark.parametrize(("shots", "samples"), [(1, None), (1, 2), (2, 6)], ids=["one_shot", "two_of_three", "pairs"])
+def test_a_whole_episode_is_the_loop(shots: int, samples: int | None) -> None:
     """Every equation once more, with gradients of the slow network alone, p = 7, and keys that use Q*."""
-    params, (support, query) = to_float64((loud(), episode()))
+    params, (support, query) = to_float64((loud(), episode(shots)))
+    order_key, pair_key = jax.random.split(jax.random.key(1))
+    labels, count = np.asarray(support.y), len(support.y) if samples is None else samples
+    chosen = np.asarray(jax.random.permutation(order_key, len(support.y)))[:count]
+    other = (chosen + np.asarray(jax.random.randint(pair_key, (count,), 1, len(support.y)))) % len(support.y)
 
-    def slow_gradients(slow: Any) -> list[Any]:
-        def loss(slow: Any, x: Any, y: Any) -> jax.Array:
-            return -jax.nn.log_softmax(MODEL.apply(slow, x[None])[0][0])[y]
+    def cross_entropy(slow: Any, i: int) -> jax.Array:
+        return -jax.nn.log_softmax(MODEL.apply(slow, support.x[i][None])[0][0])[support.y[i]]
 
-        grad = jax.jit(jax.grad(loss))
-        return [grad(slow, x, y)["params"] for x, y in zip(support.x, support.y, strict=True)]
+    def contrast(slow: Any, i: int, j: int) -> jax.Array:
+        one, two = MODEL.apply(slow, jnp.stack([support.x[i], support.x[j]]))[1]
+        square = ((one - two) ** 2).sum()
+        apart = jnp.maximum(1 - jnp.sqrt(square + 1e-8), 0) ** 2
+        return jnp.where(support.y[i] == support.y[j], square, apart)
 
-    order_key, _ = jax.random.split(jax.random.key(5))
-    order = np.asarray(jax.random.permutation(order_key, WAYS))
-    of_keys = slow_gradients(params.representation)
-    q_fast = jax.tree.map(lambda *g: d(params.task, np.stack([np.asarray(g[i]) for i in order])), *of_keys)
-    fast = [jax.tree.map(lambda g: m(params.example, np.asarray(g)), one) for one in slow_gradients(params.base)]
+    of_class, of_pair = (jax.jit(jax.grad(loss)) for loss in (cross_entropy, contrast))
+    if shots == 1:
+        of_keys = [of_class(params.representation, i) for i in chosen]
+    else:
+        of_keys = [of_pair(params.representation, i, j) for i, j in zip(chosen, other, strict=True)]
+        same = labels[chosen] == labels[other]
+        assert same.any(), "pairs of both kinds"
+        assert (chosen != other).all(), "never an example with itself"
+        assert not same.all(), "pairs of both kinds"
+    names = MODEL.fast_names()
+    q_fast = jax.tree.map(
+        lambda *g: d(params.task, np.stack([np.asarray(gi) for gi in g])),
+        *({name: g["params"][name] for name in names} for g in of_keys),
+    )
+    fast = [
+        jax.tree.map(lambda g: m(params.example, np.asarray(g)), of_class(params.base, i)["params"])
+        for i in range(len(support.y))
+    ]
     keys = [network(params.representation, q_fast, np.asarray(x))[1] for x in support.x]
     expected = []
     for x in np.asarray(query.x):
@@ -115,7 +135,8 @@ def test_a_whole_episode_is_the_loop() -> None:
         a = np.exp(a) / np.exp(a).sum()
         mixed = jax.tree.map(lambda *w, a=a: sum(ai * wi for ai, wi in zip(a, w, strict=True)), *fast)
         expected.append(network(params.base, mixed, x)[0])
-    found = predict(params, support, query.x, jax.random.key(5))
+    answer = jax.jit(metanet(MODEL, hidden=HIDDEN, samples=samples).predict)
+    found = answer(params, support, query.x, jax.random.key(1))
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-10)
 
 

@@ -69,7 +69,7 @@ def words(code: Code, ways: int, key: jax.Array) -> Words:
     [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]
     """
     if code not in get_args(Code):
-        raise ValueError(f"labels must be one of {get_args(Code)}, but is {code!r}")
+        raise ValueError(f"code must be one of {get_args(Code)}, but is {code!r}")
     if code == "one_hot":
         return Words(jnp.arange(ways)[:, None], ways)
     count = _ALPHABET**_LETTERS

@@ -44,7 +44,7 @@ class Reading(NamedTuple):
 
 
 def read_episode(
-    model: MANN, params: Params, batch: Batch, key: jax.Array, *, ways: int, labels: Code = "one_hot"
+    model: MANN, params: Params, batch: Batch, key: jax.Array, *, ways: int, code: Code = "one_hot"
 ) -> Reading:
     """Reads labelled examples in a random order, and answers for each before its label is shown.
 
@@ -54,14 +54,14 @@ def read_episode(
         batch: x `[n, ...]` and labels `[n]`, all of one episode.
         key: draws the order, and the words that stand for classes.
         ways: classes in the episode.
-        labels: `"one_hot"`, or `"strings"` of five letters.
+        code: how classes are shown and answered: `"one_hot"`, or `"strings"` of five letters.
 
     Returns:
         A `Reading`. `by_instance(reading.right, reading.labels, k)` is its accuracy by presentation.
 
     Raises:
         TypeError: the targets are not integer labels.
-        ValueError: there are fewer examples than classes, a label is out of range, or `ways` or `labels` is.
+        ValueError: there are fewer examples than classes, a label is out of range, or `ways` or `code` is.
 
     >>> from jaxmeta.memory import MANN
     >>> batch, model = Batch(jnp.eye(4), jnp.array([0, 1, 0, 1])), MANN(features=8, slots=6, width=3, reads=1)
@@ -73,7 +73,7 @@ def read_episode(
         Santoro, Bartunov, Botvinick, Wierstra, Lillicrap 2016, arXiv:1605.06065, section 2.
     """
     order_key, word_key = jax.random.split(key)
-    batch, spelled = _shuffle(batch, ways, order_key), words(labels, ways, word_key)
+    batch, spelled = _shuffle(batch, ways, order_key), words(code, ways, word_key)
     outputs, _, trace = _run(model, params, batch.x, one_step_late(spelled.write(batch.y)))
     return Reading(batch.y, spelled.right(outputs, batch.y), spelled.loss(outputs, batch.y), trace)
 
@@ -105,14 +105,14 @@ def turns_and_shifts(turn: float = jnp.pi / 16, shift: float = 0.1) -> Distort:
     return distort
 
 
-def mann(model: MANN, *, ways: int, labels: Code = "one_hot", distort: Distort | None = None) -> MetaLearner:
+def mann(model: MANN, *, ways: int, code: Code = "one_hot", distort: Distort | None = None) -> MetaLearner:
     """A memory-augmented network as a learner.
 
     Args:
         model: the network; `MANN(written="key")` writes as the paper's equation does, `MANN(addressing="none")` is its
             LSTM baseline.
         ways: classes in an episode.
-        labels: how classes are shown and answered: `"one_hot"`, or `"strings"` of five letters that are drawn for
+        code: how classes are shown and answered: `"one_hot"`, or `"strings"` of five letters that are drawn for
             each episode.
         distort: what training does to inputs, `(x [n, ...], key) -> [n, ...]`, for instance `turns_and_shifts()`.
 
@@ -122,7 +122,7 @@ def mann(model: MANN, *, ways: int, labels: Code = "one_hot", distort: Distort |
         average. With strings an answer is right if all letters are; `predict` chooses among the episode's classes.
 
     Raises:
-        ValueError: `ways` is less than 2 or more than there are strings, `labels` is unknown, an episode is shorter
+        ValueError: `ways` is less than 2 or more than there are strings, `code` is unknown, an episode is shorter
             than its classes are many, or a label is out of range.
         TypeError: targets are not integer labels.
 
@@ -134,12 +134,12 @@ def mann(model: MANN, *, ways: int, labels: Code = "one_hot", distort: Distort |
     """
     if ways < 2:
         raise ValueError(f"ways must be 2 or more, but is {ways}")
-    words(labels, ways, jax.random.key(0))
+    words(code, ways, jax.random.key(0))
 
     def init(key: jax.Array, episode: Episode) -> Params:
         check_episode(episode, ways=ways)
         x = episode.support.x
-        return model.init(key, x, words(labels, ways, key).write(jnp.zeros(len(x), int)))
+        return model.init(key, x, words(code, ways, key).write(jnp.zeros(len(x), int)))
 
     def meta_grad(params: Params, episode: Episode, key: jax.Array) -> tuple[Params, Metrics]:
         check_episode(episode, ways=ways)
@@ -149,7 +149,7 @@ def mann(model: MANN, *, ways: int, labels: Code = "one_hot", distort: Distort |
             batch = batch._replace(x=distort(batch.x, distort_key))
 
         def objective(params: Params) -> tuple[jax.Array, Metrics]:
-            reading = read_episode(model, params, batch, key, ways=ways, labels=labels)
+            reading = read_episode(model, params, batch, key, ways=ways, code=code)
             return reading.loss, _metrics(reading, ways)
 
         grads, metrics = jax.grad(objective, has_aux=True)(params)
@@ -157,7 +157,7 @@ def mann(model: MANN, *, ways: int, labels: Code = "one_hot", distort: Distort |
 
     def predict(params: Params, support: Batch, query_x: jax.Array, key: jax.Array) -> jax.Array:
         order_key, word_key = jax.random.split(key)
-        support, spelled = _shuffle(support, ways, order_key), words(labels, ways, word_key)
+        support, spelled = _shuffle(support, ways, order_key), words(code, ways, word_key)
         written = spelled.write(support.y)
         _, state, _ = _run(model, params, support.x, one_step_late(written))
         return _answer_each(model, params, state, written[-1], spelled)(query_x)

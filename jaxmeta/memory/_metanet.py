@@ -120,8 +120,9 @@ def memorise(
         part = fast_part(model, slow)
         return pass_on(jax.vmap(jax.grad(loss), in_axes=(None, 0))(part, batch))
 
-    chosen = _take(support, jax.random.permutation(order_key, len(support.y))[:count])
-    other = _take(support, jax.random.randint(pair_key, (count,), 0, len(support.y)))
+    places = jax.random.permutation(order_key, len(support.y))[:count]
+    further = jax.random.randint(pair_key, (count,), 1, len(support.y))  # never an example with itself
+    chosen, other = _take(support, places), _take(support, (places + further) % len(support.y))
     blank = jax.tree.map(jnp.zeros_like, fast_part(model, params.representation))
     task = blank
     if task_level:

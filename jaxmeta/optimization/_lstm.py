@@ -132,14 +132,14 @@ def lstm_adapt(
     def step(state: _State, _: None) -> tuple[_State, tuple[jax.Array, ...]]:
         at = state.theta if differentiate else jax.lax.stop_gradient(state.theta)
         loss, grad = jax.value_and_grad(lambda theta: loss_fn(unravel(theta), batch))(at)
-        state, forget, take = _cell(params, state, loss, gradient_scale * grad, feedback)
-        return state, (loss, forget, take, state.theta)
+        state, f, i = _cell(params, state, loss, gradient_scale * grad, feedback)
+        return state, (loss, f, i, state.theta)
 
     blank, zeros = jnp.zeros((len(theta), len(params.layer.bias) // 4), theta.dtype), jnp.zeros_like(theta)
     start = _State(theta, blank, blank, zeros, zeros)
-    end, (losses, forget, take, moved) = jax.lax.scan(step, start, length=steps)
+    end, (losses, f, i, moved) = jax.lax.scan(step, start, length=steps)
     path = jnp.concatenate([theta[None], moved])
-    return LSTMAdapted(unravel(end.theta), losses, *(jax.vmap(unravel)(each) for each in (forget, take, path)))
+    return LSTMAdapted(unravel(end.theta), losses, *(jax.vmap(unravel)(each) for each in (f, i, path)))
 
 
 def _cell(
@@ -156,10 +156,9 @@ def _cell(
         return hidden @ kernel[:-2] + kernel[-2] * state.theta + kernel[-1] * previous + affine.bias
 
     raw = before_sigmoid(params.forget, state.forget), before_sigmoid(params.input, state.input)
-    forget, take = map(jax.nn.sigmoid, raw)
-    fed_back = raw if feedback == "pre_sigmoid" else (forget, take)
-    theta = forget * state.theta - take * grad
-    return _State(theta, hidden, cell, *fed_back), forget, take
+    f, i = map(jax.nn.sigmoid, raw)
+    fed_back = raw if feedback == "pre_sigmoid" else (f, i)
+    return _State(f * state.theta - i * grad, hidden, cell, *fed_back), f, i
 
 
 def lstm_meta_learner(
@@ -178,6 +177,8 @@ def lstm_meta_learner(
     """The LSTM meta-learner: meta-learns an initialisation and the optimiser that goes on from it.
 
     The paper clips meta-gradients to a norm of 0.25: `optax.chain(optax.clip_by_global_norm(0.25), optax.adam(1e-3))`.
+    In its code, test queries are normalised by statistics that were gathered from the support set; with this library's
+    networks, `evaluate`'s `query_mode="inductive"` comes next to that: each query is normalised with the support set.
 
     Args:
         model: a network with `init(key, x)` and `apply(params, x)`, for instance a Flax Linen module.
