@@ -285,8 +285,8 @@ CELLS = {
     "siamese-omniglot": Cell(
         "Siamese networks",
         "Omniglot",
-        "jaxmeta train siamese --dataset omniglot --image-size 28 --steps 6000 --meta-batch 4 --outer-lr 1e-3 "
-        "--halve-every 1000",
+        "jaxmeta train siamese --dataset omniglot --image-size 28 --steps 12000 --meta-batch 4 --outer-lr 1e-3 "
+        "--halve-every 2500",
         ("python benchmarks/lake.py RUN",),
         (OneShot(92.0),),
         "Koch, Zemel, Salakhutdinov 2015",

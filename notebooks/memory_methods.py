@@ -3,7 +3,8 @@
 #
 # A memory-augmented network (MANN, [Santoro et al. 2016](https://arxiv.org/abs/1605.06065)) adapts to a task without a
 # single gradient step: it reads labelled examples one by one, writes what it saw to a memory, and finds it again. This
-# notebook follows one episode through that memory, slot by slot. It runs in less than a minute on two CPU cores.
+# notebook follows one episode through that memory, slot by slot, and then looks at MetaNet's attention and at the gates
+# of an LSTM that does the learning. It runs in about a minute on two CPU cores.
 
 # %%
 # %matplotlib inline
@@ -13,7 +14,7 @@ import numpy as np
 import optax
 
 import jaxmeta as jm
-from jaxmeta import analysis, memory, tasks
+from jaxmeta import analysis, losses, memory, nn, optimization, tasks
 
 np.set_printoptions(precision=3, suppress=True)
 
@@ -32,9 +33,9 @@ state = memory.LRUAState(
 print("least used", memory.least_used(state.usage, 1))
 
 # %% [markdown]
-# The controller emits a key, which is both what is written and what is looked for, and a gate: 1 writes where the head
-# read before, which refreshes a memory; 0 writes to the least used slot, which makes a new one. Here it is a half, and
-# slot 1, the least used, is erased before it is written to.
+# The controller emits a key, which in the paper is both what is written and what is looked for, and a gate: 1 writes
+# where the head read before, which refreshes a memory; 0 writes to the least used slot, which makes a new one. Here it
+# is a half, and slot 1, the least used, is erased before it is written to.
 
 # %%
 key, gate = jnp.array([[0.6, -0.8]]), jnp.array([0.5])
@@ -117,3 +118,49 @@ print(jax.lax.map(presentations, jax.random.split(jax.random.key(9), 500), batch
 # %%
 judged = jm.evaluate(learner, result.params, source, episodes=200)
 print(f"1-shot accuracy {judged.mean:.2f} ± {judged.interval:.2f}, the second presentation and no later one")
+
+# %% [markdown]
+# ## Fast weights, fetched by attention
+#
+# MetaNet ([Munkhdalai and Yu 2017](https://arxiv.org/abs/1703.00837)) stores weights. Each support image leaves the
+# gradient of its loss, a small network turns that into fast weights, and a query fetches a mixture of them by how like
+# its key is to those of the support images. On synthetic characters, five classes, one image each:
+
+# %%
+characters = tasks.episodes(tasks.glyphs("train", classes=120, image_size=16), ways=5, shots=1, queries=3)
+model = memory.AugmentedConv(5, features=16, convolutions=3, key_features=32)
+learner = jm.metanet(model)
+adam = optax.chain(optax.clip_by_global_norm(10.0), optax.adam(2e-3))
+result = jm.fit(learner, characters, adam, steps=250, meta_batch=4, log_every=50, progress=False)
+
+unseen = tasks.episodes(tasks.glyphs("test", classes=120, image_size=16), ways=5, shots=1, queries=3)
+print(f"accuracy {jm.evaluate(learner, result.params, unseen, episodes=100).mean:.2f}")
+support, query = unseen.sample(unseen.data, jax.random.key(1))
+stored = memory.memorise(model, result.params, support, jax.random.key(2))
+answers, attention = memory.recall(model, result.params, stored, query.x)
+analysis.plot_attention(attention, support.y, query.y)
+
+# %% [markdown]
+# Rows are queries, three of each class; the columns are the support images. Cosines lie within ±1 and have no
+# temperature, so attention over five images cannot get further than 0.65.
+#
+# ## An optimiser that is an LSTM
+#
+# The LSTM meta-learner ([Ravi and Larochelle 2017](https://openreview.net/forum?id=rJY0-Kcll)) does take gradient
+# steps, $\theta_t = f_t\,\theta_{t-1} - i_t\,\nabla L_t$, and learns the gates: $f$ is how much of a weight is kept,
+# $i$ its learning rate. They are drawn over the steps, averaged over each tensor of the network.
+
+# %%
+network = nn.MLP((32,), 5, norm=True)
+learner = jm.lstm_meta_learner(network, steps=5, input_bias=(-1.0, -1.0))
+adam = optax.chain(optax.clip_by_global_norm(0.25), optax.adam(3e-3))
+result = jm.fit(learner, characters, adam, steps=400, meta_batch=8, log_every=100, progress=False)
+print(f"accuracy {jm.evaluate(learner, result.params, unseen, episodes=100).mean:.2f}")
+
+
+def loss_fn(params, batch):
+    return losses.cross_entropy(network.apply(params, batch.x), batch.y)
+
+
+adapted = optimization.lstm_adapt(loss_fn, result.params, support, steps=5)
+analysis.plot_gates(adapted)

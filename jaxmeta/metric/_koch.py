@@ -1,6 +1,6 @@
-"""Koch's twin network, and the affine distortions that it is trained with."""
+"""Koch's twin network, a small one, and the affine distortions that they are trained with."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as fnn
@@ -24,17 +24,11 @@ class KochTwin(fnn.Module):
         features: channels of the four convolutions.
         windows: their heights and widths; all but the last are followed by a 2x2 max-pool.
         width: sigmoid units; the difference of a pair is taken after the sigmoid.
-        conv_init: initialiser of the convolutions' kernels.
-        dense_init: initialiser of the dense layer's kernel.
-        bias_init: initialiser of all biases.
     """
 
     features: Sequence[int] = (64, 128, 128, 256)
     windows: Sequence[int] = (10, 7, 4, 4)
     width: int = 4096
-    conv_init: Callable[..., jax.Array] = fnn.initializers.normal(0.01)
-    dense_init: Callable[..., jax.Array] = fnn.initializers.normal(0.2)
-    bias_init: Callable[..., jax.Array] = _biases
 
     @fnn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -54,15 +48,15 @@ class KochTwin(fnn.Module):
                 features,
                 (window, window),
                 padding="VALID",
-                kernel_init=self.conv_init,
-                bias_init=self.bias_init,
+                kernel_init=fnn.initializers.normal(0.01),
+                bias_init=_biases,
                 conv_general_dilated=nn.conv_general_dilated,
                 name=f"conv_{i}",
             )(x)
             x = fnn.relu(x)
             x = nn.max_pool(x, (2, 2), (2, 2)) if i < last else x
         x = x.reshape(x.shape[0], -1)
-        dense = fnn.Dense(self.width, kernel_init=self.dense_init, bias_init=self.bias_init, name="dense")
+        dense = fnn.Dense(self.width, kernel_init=fnn.initializers.normal(0.2), bias_init=_biases, name="dense")
         return jax.nn.sigmoid(dense(x))
 
     def _least(self) -> int:
@@ -73,23 +67,32 @@ class KochTwin(fnn.Module):
         return size
 
 
-def small_twin(*, width: int = 1024) -> KochTwin:
-    """A twin for 28x28 images: smaller windows, and initialisers that keep the scale of what passes through.
+class SmallTwin(fnn.Module):
+    """A twin for small images: four 3x3 convolutions, pooled three times, and sigmoid units, all batch-normalised.
 
-    Args:
+    Koch's network has no normalisation and trains for days. This one learns faster, and sees the rest of its batch.
+
+    Attributes:
+        features: channels of each convolution.
         width: sigmoid units.
 
-    >>> small_twin(width=16).windows
-    (3, 3, 2, 2)
+    >>> twin, images = SmallTwin(features=4, width=16), jnp.ones((2, 28, 28, 1))
+    >>> jax.eval_shape(twin.init_with_output, jax.random.key(0), images)[0].shape
+    (2, 16)
     """
-    return KochTwin(
-        features=(64, 128, 128, 256),
-        windows=(3, 3, 2, 2),
-        width=width,
-        conv_init=fnn.initializers.he_normal(),
-        dense_init=fnn.initializers.xavier_uniform(),
-        bias_init=fnn.initializers.zeros,
-    )
+
+    features: int = 64
+    width: int = 1024
+
+    @fnn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps images x `[n, height, width, channels]` to `[n, width]`, in (0, 1)."""
+        for i in range(4):
+            conv = fnn.Conv(self.features, (3, 3), conv_general_dilated=nn.conv_general_dilated, name=f"conv_{i}")
+            x = fnn.relu(nn.BatchNorm(epsilon=1e-5, name=f"norm_{i}")(conv(x)))
+            x = nn.max_pool(x, (2, 2), (2, 2)) if i < 3 else x
+        x = fnn.Dense(self.width, name="dense")(x.reshape(x.shape[0], -1))
+        return jax.nn.sigmoid(nn.BatchNorm(epsilon=1e-5, name="norm_dense")(x))
 
 
 def affine_distortions(images: jax.Array, key: jax.Array) -> jax.Array:
