@@ -40,7 +40,7 @@ def inspect(fn: Callable[..., Any], *args: Any) -> Inspection:
 
     Args:
         fn: any function that `jax.jit` takes.
-        *args: arrays or `jax.ShapeDtypeStruct`s.
+        *args: arrays, or `jax.ShapeDtypeStruct` in their place.
 
     Returns:
         An `Inspection`.

@@ -38,7 +38,7 @@ def estimate_terms(
         samples: how many draws, at least two.
 
     Returns:
-        An `Estimate` for each of `"g"`, `"Hg:ab"`, `"Hg:aa"` and `"agreement"`; not finite where one draw's is not.
+        By name: an `Estimate` of `"g"`, `"Hg:ab"`, `"Hg:aa"` and `"agreement"`; not finite where one draw's is not.
 
     Raises:
         ValueError: `samples` is less than 2, or `draw` gives fewer than two mini-batches.

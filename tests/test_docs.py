@@ -1,0 +1,22 @@
+"""The reference builds from the docstrings without a warning, and names everything that is public."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jaxmeta
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_it_builds_without_a_warning_and_is_complete(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html", "docs", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    pages = "".join(path.read_text() for path in (tmp_path / "api").glob("*.html"))
+    described = set(re.findall(r'sig-name descname"><span class="pre">(\w+)<', pages))
+    packages = {"analysis", "inner", "losses", "memory", "metric", "nn", "optimization", "presets", "tasks", "taylor"}
+    assert set(jaxmeta.__all__) - packages - {"__version__", "training"} <= described
+    written = {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")}
+    assert {path.stem for path in (tmp_path / "_notebooks").glob("*.html")} == written
