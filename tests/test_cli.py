@@ -12,6 +12,8 @@ import pytest
 from test_tasks import draw_folder
 
 from jaxmeta import adapt, cli, losses, mask_by_path, metric, nn, presets
+from jaxmeta.cli._arguments import Train
+from jaxmeta.cli._commands import _train_options
 
 
 def run(*words: str) -> int:
@@ -207,12 +209,22 @@ def test_list_names_every_method(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("list") == 0
     out = capsys.readouterr().out
     assert all(method in out for method in presets.METHODS)
+    assert "0.01" in next(line for line in out.splitlines() if line.startswith("maml  "))
+    learned = [line for line in out.splitlines() if line.startswith(("lstm_meta_learner", "meta_sgd"))]
+    assert learned
+    assert all(line.split()[-2] == "-" for line in learned), "rates that are learned are none of the settings"
+
+
+def test_the_split_is_an_option_for_omniglot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _train_options(Train("maml", "omniglot", split="vinyals"))["split"] == "vinyals"
+    assert run("train", "maml", "--dataset", "glyphs", "--split", "lake", "--out", str(tmp_path / "run")) == 2
+    assert "--split is for omniglot, but --dataset is glyphs" in capsys.readouterr().err
 
 
 TRAIN_OPTIONS = (
     *("dataset", "ways", "shots", "queries", "steps", "inner-steps", "inner-lr"),
     *("meta-batch", "outer-lr", "seed", "out", "resume", "devices", "data-dir"),
-    *("train-ways", "train-queries", "halve-every", "temperature", "image-size", "rotations"),
+    *("train-ways", "train-queries", "halve-every", "temperature", "image-size", "split", "rotations"),
 )
 
 

@@ -49,6 +49,8 @@ class Train:
     """What distances or cosines are divided by, for methods that learn to compare. Default: the preset's."""
     image_size: int | None = None
     """Height and width of images in pixels. Default: the paper's."""
+    split: Literal["vinyals", "maml", "lake"] | None = None
+    """Which published division of Omniglot into training and test characters. Default: the paper's."""
     rotations: Literal["none", "classes", "per_class", "per_episode"] | None = None
     """How images are turned in training and test. Default: the paper's."""
     episodes: int | None = None

@@ -183,12 +183,14 @@ def _train_options(command: Train) -> dict[str, Any]:
 
     names = (
         *("train_ways", "train_shots", "train_queries", "steps", "inner_steps", "inner_lr", "meta_batch", "outer_lr"),
-        *("halve_every", "temperature", "image_size", "rotations", "episodes", "data_dir"),
+        *("halve_every", "temperature", "image_size", "split", "rotations", "episodes", "data_dir"),
     )
     asked = _given(command, *names)
     for name, reason in presets.family_of(command.method).refused(command.method).items():
         if name in asked:
             raise ValueError(f"--{name.replace('_', '-')} is not for {command.method}, {reason}")
+    if "split" in asked and command.dataset != "omniglot":
+        raise ValueError(f"--split is for omniglot, but --dataset is {command.dataset}")
     if command.method == "maml_pp" and "inner_steps" in asked:
         asked["eval_inner_steps"] = asked["inner_steps"]  # its steps are learned one by one
     if "rotations" in asked:
@@ -234,7 +236,11 @@ def list_presets() -> None:
     for method in presets.METHODS:
         for dataset in presets.datasets_of(method):
             s = presets.settings(method, dataset)
-            inner = (str(s.inner_steps), f"{s.inner_lr:g}") if presets.family_of(method).regression else ("-", "-")
+            family = presets.family_of(method)
+            inner = (
+                (str(s.inner_steps) if family.regression else "-"),
+                ("-" if "inner_lr" in family.refused(method) else f"{s.inner_lr:g}"),
+            )
             print(f"{method:14}{dataset:10}{s.steps:>9}{s.meta_batch:>7}{inner[0]:>13}{inner[1]:>12}{s.outer_lr:>12g}")
 
 
