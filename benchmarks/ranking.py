@@ -1,0 +1,113 @@
+"""All methods on the same test episodes: accuracy in both query modes, parameters, time to learn a task.
+
+    python benchmarks/ranking.py RUN [RUN ..]     # run folders of `jaxmeta train .. --dataset omniglot`
+
+5 ways, 1 shot, 15 queries of each class, 600 episodes of the 423 test characters of Vinyals' split, which no run may
+have been trained on: the splits `vinyals` and `lake` keep them apart. Images are of the size that a run was trained on;
+characters and drawings are the same for all. Transductive: all 75 queries at once. Inductive: each query alone with the
+support set. Adaptation is one `predict` on an episode, compiled before, all queries at once; the median of 20.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+from common import training_seconds, write
+
+from jaxmeta import evaluate, presets, tasks
+from jaxmeta.training import load_params
+
+EPISODES, WAYS, SHOTS, QUERIES = 600, 5, 1, 15
+COLUMNS = ("method", "transductive, %", "inductive, %", "parameters", "training, min", "a task, ms")
+
+jax.config.update("jax_num_cpu_devices", os.cpu_count())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="+")
+    rows = [judge(run) for run in parser.parse_args().runs]
+    rows.sort(key=lambda row: -row["inductive"]["mean"])
+    print("\n".join([line(COLUMNS), *(line(cells(row)) for row in rows)]))
+    write("ranking", {"command": "python benchmarks/ranking.py RUN ..", "episodes": EPISODES, "rows": rows})
+    draw(rows, Path(__file__).parent / "results" / "ranking.png")
+
+
+def judge(run: Path) -> dict[str, Any]:
+    """One run's row."""
+    config = json.loads((run / "config.json").read_text())
+    settings = presets.Settings(**config["settings"])
+    if settings.dataset != "omniglot" or settings.split == "maml":
+        raise ValueError(
+            f"{run} was trained on {settings.dataset}, split {settings.split!r}: test characters may be among those of "
+            "its training; want omniglot with --split vinyals or lake"
+        )
+    setup = presets.build(dataclasses.replace(settings, ways=WAYS, train_ways=settings.train_ways or settings.ways))
+    characters = tasks.omniglot("vinyals", "test", image_size=settings.image_size, data_dir=settings.data_dir)
+    source = tasks.episodes(characters, ways=WAYS, shots=SHOTS, queries=QUERIES)
+    example = jax.eval_shape(setup.train_source.sample, setup.train_source.data, jax.random.key(0))
+    like = jax.eval_shape(setup.learner.init, jax.random.key(0), example)
+    params, step = load_params(run, like, setup.optimizer)
+    found = {
+        mode: evaluate(setup.test_learner, params, source, episodes=EPISODES, query_mode=mode).summary()
+        for mode in ("transductive", "inductive")
+    }
+    rows = [json.loads(words) for words in (run / "metrics.jsonl").read_text().splitlines()]
+    return {
+        "method": settings.method,
+        "step": step,
+        **found,
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(like)),
+        "training_seconds": training_seconds(rows, settings.meta_batch),
+        "adaptation_ms": adaptation_ms(setup.test_learner.predict, params, source),
+        "settings": config["settings"],
+    }
+
+
+def adaptation_ms(predict: Any, params: Any, source: tasks.Source) -> float:
+    """The median time of one `predict`, on 20 episodes."""
+    sample, answer, spent = jax.jit(source.sample), jax.jit(predict), []
+    for i in range(21):
+        support, query = sample(source.data, jax.random.key(i))
+        jax.block_until_ready((support, query))
+        began = time.perf_counter()
+        jax.block_until_ready(answer(params, support, query.x, jax.random.key(i)))
+        spent.append(1000 * (time.perf_counter() - began))
+    return statistics.median(spent[1:])
+
+
+def cells(row: dict[str, Any]) -> tuple[str, ...]:
+    accuracies = (f"{100 * row[m]['mean']:.2f} ± {100 * row[m]['interval']:.2f}" for m in ("transductive", "inductive"))
+    numbers = (f"{row['parameters']:,}", f"{row['training_seconds'] / 60:.1f}", f"{row['adaptation_ms']:.2f}")
+    return row["method"], *accuracies, *numbers
+
+
+def line(words: tuple[str, ...]) -> str:
+    return "".join(f"{word:>18}" if i else f"{word:20}" for i, word in enumerate(words))
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """Accuracies, one above the other, with their intervals."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 0.4 * len(rows) + 1), layout="constrained")
+    axis = figure.subplots()
+    for shift, mode in ((-0.12, "transductive"), (0.12, "inductive")):
+        means, spreads = ([100 * row[mode][name] for row in rows] for name in ("mean", "interval"))
+        places = [i + shift for i in range(len(rows))]
+        axis.errorbar(means, places, xerr=spreads, fmt="o", capsize=3, label=mode)
+    axis.set_yticks(range(len(rows)), [row["method"] for row in rows])
+    axis.invert_yaxis()
+    axis.set_xlabel(f"{WAYS}-way {SHOTS}-shot accuracy, %")
+    axis.legend()
+    figure.savefig(path, dpi=110)
+
+
+if __name__ == "__main__":
+    main()
