@@ -114,11 +114,10 @@ def matmul() -> tuple[Callable[[], Any], int]:
     return lambda: product(x), len(devices) * 2 * size**3
 
 
-def training_seconds(history: Sequence[Mapping[str, Any]], meta_batch: int) -> float:
-    """Seconds of the training steps of a run, also of one that was cut short and resumed."""
-    steps = [row["step"] for row in history]
-    lengths = [b - a for a, b in zip([0, *steps], steps, strict=False)]
-    return round(sum(meta_batch * n / row["tasks_per_second"] for n, row in zip(lengths, history, strict=True)), 1)
+def undisturbed_seconds(history: Sequence[Mapping[str, Any]], steps: int, meta_batch: int) -> float:
+    """Seconds that training takes at the pace of its undisturbed stretches, the 90th percentile of all."""
+    paces = sorted(row["tasks_per_second"] for row in history)
+    return steps * meta_batch / paces[int(0.9 * (len(paces) - 1))]
 
 
 def write(name: str, report: dict[str, Any]) -> None:

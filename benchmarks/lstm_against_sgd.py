@@ -35,7 +35,7 @@ def main() -> None:
     like = jax.eval_shape(setup.learner.init, jax.random.key(0), example)
     params, step = load_params(given.run, like, setup.optimizer)
     validation = tasks.episodes(
-        tasks.omniglot(settings.split, "val", image_size=settings.image_size),
+        tasks.omniglot(settings.split, "val", image_size=settings.image_size, data_dir=settings.data_dir),
         ways=settings.ways,
         shots=settings.shots,
         queries=settings.queries,
@@ -51,6 +51,8 @@ def main() -> None:
             except FloatingPointError:
                 continue
             table.append({"rate": rate, "steps": steps, "validation": mean})
+    if not table:
+        raise FloatingPointError(f"gradient descent diverges at all rates {RATES}")
     best = max(table, key=lambda row: row["validation"])
     learner = maml(model, inner_optimizer=optax.sgd(best["rate"]), steps=best["steps"])
     sgd = evaluate(learner, params.start, setup.test_source, episodes=600)

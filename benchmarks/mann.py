@@ -32,7 +32,7 @@ def source(subset: tasks.Subset, ways: int) -> tasks.Source:
 
 
 def judge(
-    model: memory.MANN, params: object, test: tasks.Source, *, ways: int, code: memory.Code, episodes: int
+    model: memory.MANN, params: object, test: tasks.Source, *, ways: int, code: memory.Code, episodes: int, seed: int
 ) -> np.ndarray:
     """Accuracy at each presentation in each test episode: `[episodes, instances]`."""
 
@@ -43,7 +43,7 @@ def judge(
         reading = memory.read_episode(model, params, batch, read_key, ways=ways, code=code)
         return memory.by_instance(reading.right, reading.labels, INSTANCES)
 
-    keys = jax.random.split(jax.random.key(1), episodes)
+    keys = jax.random.split(jax.random.key(seed), episodes)
     found = jax.lax.map(functools.partial(one, data=test.data), keys, batch_size=50)
     return np.asarray(found)
 
@@ -88,11 +88,13 @@ def main() -> None:
         ways=given.ways,
         code=given.code,
         episodes=given.episodes,
+        seed=given.seed,
     )
     report = {
         "mean": [round(float(value), 4) for value in found.mean(0)],
         "interval": [round(float(1.96 * value / len(found) ** 0.5), 4) for value in found.std(0, ddof=1)],
         "episodes": len(found),
+        "seed": given.seed,
     }
     (given.out / "by_instance.json").write_text(json.dumps(report) + "\n")
     print(json.dumps(report))

@@ -3,9 +3,10 @@
     python benchmarks/ranking.py RUN [RUN ..]     # run folders of `jaxmeta train .. --dataset omniglot`
 
 5 ways, 1 shot, 15 queries of each class, 600 episodes of the 423 test characters of Vinyals' split, which no run may
-have been trained on: the splits `vinyals` and `lake` keep them apart. Images are of the size that a run was trained on;
-characters and drawings are the same for all. Transductive: all 75 queries at once. Inductive: each query alone with the
-support set. Adaptation is one `predict` on an episode, compiled before, all queries at once; the median of 20.
+have been trained on: the splits `vinyals` and `lake` keep them apart. How many classes a run did train on, turns
+included, stands in its row. Images are of the size that it was trained on; characters and drawings are the same for
+all. Transductive: all 75 queries at once. Inductive: each query alone with the support set. Adaptation is one `predict`
+on an episode, compiled before, all queries at once; the median of 20.
 """
 
 import argparse
@@ -18,13 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from common import training_seconds, write
+from common import undisturbed_seconds, write
 
 from jaxmeta import evaluate, presets, tasks
 from jaxmeta.training import load_params
 
 EPISODES, WAYS, SHOTS, QUERIES = 600, 5, 1, 15
-COLUMNS = ("method", "transductive, %", "inductive, %", "parameters", "training, min", "a task, ms")
+COLUMNS = ("method", "transductive, %", "inductive, %", "classes", "parameters", "training, min", "a task, ms")
 
 jax.config.update("jax_num_cpu_devices", os.cpu_count())
 
@@ -42,6 +43,8 @@ def main() -> None:
 def judge(run: Path) -> dict[str, Any]:
     """One run's row."""
     config = json.loads((run / "config.json").read_text())
+    if "method" not in config["settings"] or config.get("without"):
+        raise ValueError(f"{run} is no run of `jaxmeta train`, and not of a method as its preset builds it")
     settings = presets.Settings(**config["settings"])
     if settings.dataset != "omniglot" or settings.split == "maml":
         raise ValueError(
@@ -59,12 +62,15 @@ def judge(run: Path) -> dict[str, Any]:
         for mode in ("transductive", "inductive")
     }
     rows = [json.loads(words) for words in (run / "metrics.jsonl").read_text().splitlines()]
+    turns = 4 if settings.train_rotations in ("classes", "per_class") else 1
     return {
         "method": settings.method,
         "step": step,
+        "seed": config["fit"]["seed"],
         **found,
+        "classes": turns * len(setup.train_source.data.examples),
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(like)),
-        "training_seconds": training_seconds(rows, settings.meta_batch),
+        "training_seconds": undisturbed_seconds(rows, step, settings.meta_batch),
         "adaptation_ms": adaptation_ms(setup.test_learner.predict, params, source),
         "settings": config["settings"],
     }
@@ -84,7 +90,12 @@ def adaptation_ms(predict: Any, params: Any, source: tasks.Source) -> float:
 
 def cells(row: dict[str, Any]) -> tuple[str, ...]:
     accuracies = (f"{100 * row[m]['mean']:.2f} ± {100 * row[m]['interval']:.2f}" for m in ("transductive", "inductive"))
-    numbers = (f"{row['parameters']:,}", f"{row['training_seconds'] / 60:.1f}", f"{row['adaptation_ms']:.2f}")
+    numbers = (
+        f"{row['classes']:,}",
+        f"{row['parameters']:,}",
+        f"{row['training_seconds'] / 60:.1f}",
+        f"{row['adaptation_ms']:.2f}",
+    )
     return row["method"], *accuracies, *numbers
 
 

@@ -1,10 +1,12 @@
 """Builds `REPORT.md` from the files in `results/`."""
 
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
 from cells import CELLS, Cell, Row
+from common import undisturbed_seconds
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -13,16 +15,16 @@ HEAD = """# Reproduction report
 Published numbers beside those found here. `python benchmarks/reproduce.py NAME` trains, judges and rebuilds this page;
 `results/NAME.json` has the commands, settings, seed, curve, interval, hash of the test episodes, versions and machine.
 
-± is the 95 % interval over test episodes, the paper's as it prints it. With several seeds, the mean is followed by the
-lowest and the highest. Budget: tasks seen in training, and their share of the paper's. Hours are those of training on
-two CPU cores, often beside other work.
+± is the 95 % interval over test episodes, the paper's as it prints it. With several seeds, their median, and each in
+brackets. Budget: tasks seen in training, and their share of the paper's. Minutes: of training on two CPU cores, at the
+pace of its undisturbed stretches.
 """
 
 
 def build() -> str:
     """The page."""
     found = {name: results(name) for name in CELLS}
-    lines = [HEAD, "| method | task | paper | here | difference | seeds | budget | hours |", "|---|" + "---|" * 7]
+    lines = [HEAD, "| method | task | paper | here | difference | budget | minutes |", "|---|" + "---|" * 6]
     for name, cell in CELLS.items():
         if found[name]:
             lines += [line(cell, row, found[name]) for row in cell.rows]
@@ -31,6 +33,7 @@ def build() -> str:
     missing = [f"`{name}`" for name in CELLS if not found[name]]
     if missing:
         lines += ["", "## Not run", "", f"There are commands for these, and no results yet: {', '.join(missing)}."]
+    lines += ["", "iMAML, ANIL, BOIL, Meta-SGD and MAML++ have settings (`jaxmeta list`), and no command here."]
     return "\n".join(lines) + "\n"
 
 
@@ -42,18 +45,19 @@ def results(name: str) -> list[dict[str, Any]]:
 
 def line(cell: Cell, row: Row, found: list[dict[str, Any]]) -> str:
     """One row of the table."""
-    judged = [pair for pair in map(row.find, found) if pair is not None]
-    digits = 2
-    paper = "-" if row.paper is None else f"{row.paper:g}" + (f" ± {row.spread:g}" if row.spread else "")
-    here = difference = "not judged"
-    if judged:
-        mean = sum(value for value, _ in judged) / len(judged)
-        values = [value for value, _ in judged]
-        about = f"± {judged[0][1]:.{digits}f}" if len(judged) == 1 else f"({min(values):.2f} to {max(values):.2f})"
-        here = f"{mean:.{digits}f} {about}"
-        difference = "-" if row.paper is None else f"{mean - row.paper:+.{digits}f}"
-    tasks = found[0]["fit"]["steps"] * found[0]["fit"]["meta_batch"]
+    judged = [(result, pair) for result in found if (pair := row.find(result)) is not None]
+    columns = [cell.method, f"{cell.dataset}, {row.what}", row.paper or "-"]
+    if not judged:
+        return f"| {' | '.join([*columns, 'not judged', '-', '-', '-'])} |"
+    values = [value for _, (value, _) in judged]
+    middle = statistics.median(values)
+    about = f"± {judged[0][1][1]:.2f}" if len(values) == 1 else f"({', '.join(f'{value:.2f}' for value in values)})"
+    difference = "-" if row.paper is None else f"{round(middle - float(row.paper.split()[0]), 2) + 0.0:+.2f}"
+    tasks = judged[0][0]["fit"]["steps"] * judged[0][0]["fit"]["meta_batch"]
     share = "" if cell.paper_tasks is None else f", {100 * tasks / cell.paper_tasks:.0f} %"
-    hours = sum(result["training_seconds"] for result in found) / 3600 / len(found)
-    columns = (cell.method, f"{cell.dataset}, {row.what}", paper, here, difference, str(len(found)))
-    return f"| {' | '.join(columns)} | {tasks:,}{share} | {hours:.2f} |"
+    minutes = statistics.median(
+        undisturbed_seconds(result["history"], result["fit"]["steps"], result["fit"]["meta_batch"]) / 60
+        for result, _ in judged
+    )
+    columns += [f"{middle:.2f} {about}", difference, f"{tasks:,}{share}", f"{minutes:.1f}"]
+    return f"| {' | '.join(columns)} |"

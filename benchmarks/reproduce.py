@@ -7,6 +7,7 @@
 `cells.py` has the names.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -19,7 +20,6 @@ from typing import Any
 
 import tyro
 from cells import CELLS
-from common import training_seconds
 from report import build
 
 HERE = Path(__file__).parent
@@ -44,11 +44,12 @@ def main(arguments: Arguments) -> None:
     for name in arguments.names:
         name_of_run = f"{name}-seed{arguments.seed}"
         run_dir = arguments.runs.absolute() / name_of_run
+        commits = note_commit(run_dir.with_suffix(".commits"))
         commands = [f"{CELLS[name].train} --seed {arguments.seed} --out RUN", *CELLS[name].judge]
         for command in commands:
             run(command, run_dir)
         file = HERE / "results" / f"{name if arguments.seed == 0 else name_of_run}.json"
-        file.write_text(json.dumps(record(run_dir, commands), indent=2) + "\n")
+        file.write_text(json.dumps({"commands": commands, "commits": commits, **record(run_dir)}, indent=2) + "\n")
         print(f"Written to {file}")
     (HERE / "REPORT.md").write_text(build())
 
@@ -63,27 +64,37 @@ def run(command: str, run_dir: Path) -> None:
     subprocess.run([*start, *words], check=True, cwd=HERE.parent)
 
 
-def record(run_dir: Path, commands: list[str]) -> dict[str, Any]:
-    """What a run folder holds, and what it takes to repeat it."""
+def record(run_dir: Path) -> dict[str, Any]:
+    """What a run folder holds."""
     files = {path.stem: json.loads(path.read_text()) for path in sorted(run_dir.glob("*.json"))}
     config = files.pop("config")
+    evaluations = [files.pop(name) for name in list(files) if name.startswith("evaluation-")]
+    steps, seed = config["fit"]["steps"], config["fit"]["seed"]
+    inner = {None, config["settings"].get("eval_inner_steps")}
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    every = max(1, len(rows) // 20)
     return {
-        "commands": commands,
-        "evaluations": [files.pop(name) for name in list(files) if name.startswith("evaluation-")],
+        # Those of the last step, and not what somebody asked of an earlier checkpoint.
+        "evaluations": [
+            one for one in evaluations if (one["step"], one["seed"]) == (steps, seed) and one["inner_steps"] in inner
+        ],
         **files,
-        "training_seconds": training_seconds(rows, config["fit"]["meta_batch"]),
-        "commit": commit(),
         "machine": {"cores": os.cpu_count(), "processor": platform.machine(), "python": platform.python_version()},
         **config,
-        "history": rows[:: max(1, len(rows) // 20)],
+        "history": [*rows[: len(rows) - 1 : every], rows[-1]],
     }
 
 
-def commit() -> str:
-    """The commit that was run; a `+` says that the tree has changes."""
+def note_commit(file: Path) -> list[str]:
+    """The commits that a run was trained by, one for each time it was begun or resumed; `+` says: and changes."""
     words = ["git", "-C", str(HERE), "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+"]
-    return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+    commits = file.read_text().split() if file.exists() else []
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):  # no git, or no clone
+        now = subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+        commits += [now] if now not in commits else []
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("\n".join(commits) + "\n")
+    return commits
 
 
 if __name__ == "__main__":

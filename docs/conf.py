@@ -31,9 +31,8 @@ autodoc_typehints = "none"  # signatures stay as they are written
 autodoc_preserve_defaults = True
 autodoc_default_options = {"members": True, "imported-members": True}
 
-shutil.copytree(
-    HERE.parent / "notebooks", HERE / "_notebooks", dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.py", "__*")
-)
+shutil.rmtree(HERE / "_notebooks", ignore_errors=True)
+shutil.copytree(HERE.parent / "notebooks", HERE / "_notebooks", ignore=shutil.ignore_patterns("*.py", "__*"))
 
 _CODE = re.compile(r"(`[^`]*`)")
 

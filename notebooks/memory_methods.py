@@ -80,8 +80,9 @@ result = jm.fit(learner, source, optax.adam(1e-2), steps=800, meta_batch=16, chu
 analysis.plot_instances(result.history)
 
 # %% [markdown]
-# The first presentation stays a guess, if one among the labels that have not come up yet; from the second on most
-# answers are right. What was learned in training is not any class, but to store and to find.
+# The first presentation stays a guess. At best it is one among the labels that have not come up yet, right in 61 % of
+# cases; a network that answers by what it finds alike in its memory does worse. From the second on most answers are
+# right. What was learned in training is not any class, but to store and to find.
 #
 # ## One episode, step by step
 #

@@ -71,27 +71,32 @@ print(f"first order         {along(first_order):.10f}")
 # ## Estimators side by side
 #
 # `analysis.compare` takes any learners, and tells for one batch of tasks the angle between each one's mean gradient and
-# exact MAML's, the ratio of their norms, and what the compiler counts. Reptile's (θ - W)/α is the sum of the inner
-# gradients, so it is larger, and turned elsewhere.
+# exact MAML's, the ratio of their norms, and what they cost. Reptile's (θ - W)/α is the sum of its inner gradients, of
+# the support set alone. iMAML's gradient is that at the end of a long inner loop that is tied to θ, so it is given one,
+# and a task of its own.
 
 # %%
-inner = {"inner_optimizer": optax.sgd(ALPHA), "steps": 5, "loss": losses.mean_squared_error}
+inner = {"inner_optimizer": optax.sgd(0.01), "steps": 5, "loss": losses.mean_squared_error}
+tied = {"inner_optimizer": optax.sgd(0.01), "steps": 100, "loss": losses.mean_squared_error}
 learners = {
     "maml": jm.maml(model, **inner),
     "last 2 of 5 steps": jm.truncated_maml(model, **inner, backprop_steps=2),
     "fomaml": jm.fomaml(model, **inner),
-    "imaml": jm.imaml(model, **inner, proximal=2.0),
-    "reptile": jm.reptile(model, **inner, inner_lr=ALPHA, batch_size=10),
+    "reptile": jm.reptile(model, **inner, inner_lr=0.01, batch_size=10),
+    "imaml": jm.imaml(model, **tied, proximal=2.0, solver_steps=20),
 }
 episodes = jax.vmap(source.sample, (None, 0))(source.data, jax.random.split(jax.random.key(2), 25))
 episodes = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), episodes)
 rows = analysis.compare(learners, params, episodes, jax.random.key(3), repeats=5)
-print(analysis.table(rows))
+print(f"{'estimator':20}{'cosine':>8}{'norm ratio':>12}{'MFLOP':>8}")
+for row in rows:
+    print(f"{row.name:20}{row.cosine:8.3f}{row.norm_ratio:12.3f}{row.flops / 1e6:8.1f}")
 
 # %% [markdown]
-# ## The Hessian matters more, the further one steps
+# ## When the Hessian matters
 #
-# The cosine between exact and first-order gradients, against the inner rate.
+# The cosine between exact and first-order gradients, against the inner rate. With small steps there is little between
+# them; with large ones they have little in common.
 
 # %%
 batch_grad = jax.jit(

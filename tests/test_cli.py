@@ -337,3 +337,30 @@ def test_presets_are_the_papers() -> None:
     assert (siamese.split, siamese.within_groups, siamese.ways, siamese.image_size) == ("lake", True, 20, 105)
     sinusoid = presets.settings("maml", "sinusoid")
     assert (sinusoid.train_shots, sinusoid.shots, sinusoid.steps, sinusoid.meta_batch) == (10, 5, 70_000, 25)
+
+
+SMALLER = {
+    "train": {"--steps": "2", "--episodes": "4"},
+    "evaluate": {"--episodes": "4"},
+    "compare": {"--repeats": "1", "--meta-batch": "2"},
+    "taylor": {"--k": "2"},
+    "list": {},
+}
+
+
+@pytest.mark.usefixtures("tfds_dir")
+def test_the_readme_s_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In their order, each with a small budget."""
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    lines = [line.split("#")[0].split() for line in readme.splitlines() if line.startswith("jaxmeta ")]
+    monkeypatch.chdir(tmp_path)
+    draw_folder(tmp_path / "path/to/class/folders", {f"class_{i}": 3 for i in range(20)})
+    for _, command, *words in lines:
+        for option, value in SMALLER[command].items():
+            if option in words:
+                words[words.index(option) + 1] = value
+            else:
+                words += [option, value]
+        assert run(command, *words) == 0, (command, words)
+    assert (tmp_path / "runs/proto/embedding.png").is_file()
+    assert {command for _, command, *_ in lines} == SMALLER.keys()

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -19,10 +20,20 @@ sys.path.insert(0, str(BENCHMARKS))
 
 import cells  # noqa: E402
 import report  # noqa: E402
+import reproduce  # noqa: E402
 
 
 def test_it_is_what_the_results_give() -> None:
     assert (BENCHMARKS / "REPORT.md").read_text() == report.build(), "run: python benchmarks/reproduce.py"
+
+
+def settings_of(words: list[str]) -> presets.Settings:
+    """The settings that `jaxmeta train WORDS` makes."""
+    options = tyro.cli(Train, args=words)
+    preset = presets.settings(
+        options.method, options.dataset, ways=options.ways, shots=options.shots, queries=options.queries
+    )
+    return dataclasses.replace(preset, query_mode=options.query_mode, **_train_options(options))
 
 
 @pytest.mark.parametrize("name", sorted(cells.CELLS))
@@ -31,50 +42,102 @@ def test_commands_are_accepted(name: str) -> None:
     for command in (cell.train, *cell.judge):
         program, kind, *words = shlex.split(command)
         if program == "python":
-            assert (BENCHMARKS.parent / kind).is_file()
+            script = (BENCHMARKS.parent / kind).read_text()
+            assert all(f'"{word}"' in script for word in words if word.startswith("--"))
         elif kind == "evaluate":
             tyro.cli(Evaluate, args=words)
         else:
-            options = tyro.cli(Train, args=words)
-            settings = presets.settings(
-                options.method, options.dataset, ways=options.ways, shots=options.shots, queries=options.queries
-            )
-            dataclasses.replace(settings, **_train_options(options))
+            settings_of(words)
 
 
 @pytest.mark.parametrize("name", sorted(cells.CELLS))
 def test_a_result_was_made_by_its_cell(name: str) -> None:
-    """Steps and method of every result are those that the cell's command asks for."""
+    """The settings of every result are those that the cell's command makes; older results lack what came later."""
+    program, _, *words = shlex.split(cells.CELLS[name].train)
     for result in report.results(name):
-        words = shlex.split(cells.CELLS[name].train)
-        given = dict(itertools.pairwise(words))
-        if "--steps" in given:
+        if program == "python":
+            given = dict(itertools.pairwise(words))
             assert result["fit"]["steps"] == int(given["--steps"])
-        if words[0] == "jaxmeta":
-            assert result["settings"]["method"] == words[2]
+        else:
+            made = dataclasses.asdict(settings_of(words))
+            changed = {k: v for k, v in result["settings"].items() if k != "data_dir" and made.get(k, v) != v}
+            assert not changed
+            assert result["fit"]["steps"] == made["steps"]
+
+
+def run_folder(path: Path) -> Path:
+    """What `jaxmeta train` and `evaluate` leave of a run of 40 steps."""
+    path.mkdir()
+    settings = {"eval_inner_steps": 3}
+    files = {
+        "config": {"settings": settings, "fit": {"steps": 40, "meta_batch": 2, "seed": 0}, "versions": {}},
+        "result": evaluation(0.9),
+        "evaluation-step40-inner3-inductive-b": evaluation(0.8, mode="inductive"),
+        "evaluation-step20-inner3-inductive-a": evaluation(0.1, mode="inductive", step=20),
+        "evaluation-step40-inner1-inductive-c": evaluation(0.2, mode="inductive", inner=1),
+        "evaluation-step40-inner3-inductive-d": evaluation(0.3, mode="inductive", seed=5),
+    }
+    for name, content in files.items():
+        (path / f"{name}.json").write_text(json.dumps(content))
+    rows = [{"step": i, "tasks_per_second": 10.0} for i in range(1, 41)]
+    (path / "metrics.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    return path
+
+
+def evaluation(mean: float, *, mode: str = "transductive", step: int = 40, inner: int = 3, seed: int = 0) -> dict:
+    found = {"mean": mean, "interval": 0.01, "source": {"ways": 5, "shots": 1}, "query_mode": mode}
+    return {**found, "step": step, "inner_steps": inner, "seed": seed}
+
+
+def test_a_record_holds_the_evaluations_of_the_last_step(tmp_path: Path) -> None:
+    found = reproduce.record(run_folder(tmp_path / "run"))
+    assert [one["mean"] for one in found["evaluations"]] == [0.8]
+    assert cells.Accuracy(5, 1, None, "inductive").find(found) == pytest.approx((80, 1))
+    assert [found["history"][i]["step"] for i in (0, -1)] == [1, 40], "the curve ends where training ends"
+    with pytest.raises(ValueError, match="there are 2 evaluations on"):
+        cells.Accuracy(5, 1, None, "inductive").find({**found, "evaluations": 2 * found["evaluations"]})
+
+
+def test_commits_are_noted_once_and_without_git_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "runs" / "m.commits"
+    file.parent.mkdir()
+    file.write_text("abc\n")
+    done = subprocess.CompletedProcess([], 0, "def+\n")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
+    assert [reproduce.note_commit(file) for _ in range(2)] == [["abc", "def+"]] * 2
+
+    def fail(*_: object, **__: object) -> None:
+        raise FileNotFoundError("git")
+
+    monkeypatch.setattr(subprocess, "run", fail)
+    assert reproduce.note_commit(tmp_path / "other.commits") == []
 
 
 def test_numbers_are_read_from_where_they_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = {"ways": 5, "shots": 1}
-    judged = {"mean": 0.9, "interval": 0.01, "source": source, "query_mode": "transductive"}
-    other = {**judged, "mean": 0.8, "query_mode": "inductive"}
     found = {
-        "result": judged,
-        "evaluations": [other],
+        "result": evaluation(0.9),
+        "evaluations": [evaluation(0.8, mode="inductive")],
         "lake": {"accuracy": 0.7, "interval": 0.02},
         "by_instance": {"mean": [0.2, 0.6], "interval": [0.01, 0.03]},
     }
     assert cells.Accuracy(5, 1, None).find(found) == pytest.approx((90, 1))
     assert cells.Accuracy(5, 1, None, query_mode="inductive").find(found) == pytest.approx((80, 1))
     assert cells.Accuracy(20, 1, None).find(found) is None
-    assert cells.OneShot(92.0).find(found) == pytest.approx((70, 2))
+    assert cells.OneShot("92.0").find(found) == pytest.approx((70, 2))
     assert cells.Presentation(2, None).find(found) == pytest.approx((60, 3))
     assert cells.Error(1, None).find({"result": {"by_step": [[3, 1], [2, 0.5]]}}) == (2, 0.5)
-    cell = cells.Cell("M", "Omniglot", "jaxmeta train m", (), (cells.Accuracy(5, 1, 91.0),), "a paper", 2000)
-    run = {**found, "fit": {"steps": 100, "meta_batch": 10}, "training_seconds": 3600.0}
-    (tmp_path / "m.json").write_text(json.dumps(run))
-    (tmp_path / "m-seed1.json").write_text(json.dumps({**run, "result": {**judged, "mean": 0.96}}))
+    cell = cells.Cell("M", "Omniglot", "jaxmeta train m", (), (cells.Accuracy(5, 1, "91.0 ± 0.1"),), "a paper", 2000)
+    paces = [{"tasks_per_second": pace} for pace in (1.0, *[5.0] * 18, 9.0)]
+    run = {**found, "fit": {"steps": 60, "meta_batch": 10}, "history": paces}
     monkeypatch.setattr(report, "RESULTS", tmp_path)
-    columns = report.line(cell, cell.rows[0], report.results("m")).strip("| ").split(" | ")
+
+    def columns() -> list[str]:
+        return report.line(cell, cell.rows[0], report.results("m")).strip("| ").split(" | ")
+
+    (tmp_path / "m.json").write_text(json.dumps(run))
     task = "Omniglot, 5 ways, 1 shot, transductive, %"
-    assert columns == ["M", task, "91", "93.00 (90.00 to 96.00)", "+2.00", "2", "1,000, 50 %", "1.00"]
+    assert columns() == ["M", task, "91.0 ± 0.1", "90.00 ± 1.00", "-1.00", "600, 30 %", "2.0"]
+    (tmp_path / "m-seed1.json").write_text(json.dumps({**run, "result": evaluation(0.96)}))
+    (tmp_path / "m-seed2.json").write_text(json.dumps({**run, "result": evaluation(0.91)}))
+    (tmp_path / "m-seed3.json").write_text(json.dumps({**run, "result": None}))
+    assert columns()[3:5] == ["91.00 (90.00, 96.00, 91.00)", "+0.00"], "the median, and each that was judged"

@@ -50,7 +50,8 @@ class Train:
     image_size: int | None = None
     """Height and width of images in pixels. Default: the paper's."""
     split: Literal["vinyals", "maml", "lake"] | None = None
-    """Which published division of Omniglot into training and test characters. Default: the paper's."""
+    """How Omniglot's characters are divided into those of training and of test: vinyals and lake as published, maml at
+    random. Default: the paper's."""
     rotations: Literal["none", "classes", "per_class", "per_episode"] | None = None
     """How images are turned in training and test. Default: the paper's."""
     episodes: int | None = None
