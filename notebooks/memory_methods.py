@@ -128,17 +128,17 @@ print(f"1-shot accuracy {judged.mean:.2f} ± {judged.interval:.2f}, the second p
 # its key is to those of the support images. On synthetic characters, five classes, one image each:
 
 # %%
-characters = tasks.episodes(tasks.glyphs("train", classes=120, image_size=16), ways=5, shots=1, queries=3)
-model = memory.AugmentedConv(5, features=16, convolutions=3, key_features=32)
+characters = tasks.episodes(tasks.glyphs("train", classes=120, image_size=14), ways=5, shots=1, queries=3)
+model = memory.AugmentedConv(5, features=8, convolutions=2, key_features=16, fast_layers=2)
 learner = jm.metanet(model)
 adam = optax.chain(optax.clip_by_global_norm(10.0), optax.adam(2e-3))
 result = jm.fit(learner, characters, adam, steps=250, meta_batch=4, log_every=50, progress=False)
 
-unseen = tasks.episodes(tasks.glyphs("test", classes=120, image_size=16), ways=5, shots=1, queries=3)
+unseen = tasks.episodes(tasks.glyphs("test", classes=120, image_size=14), ways=5, shots=1, queries=3)
 print(f"accuracy {jm.evaluate(learner, result.params, unseen, episodes=100).mean:.2f}")
 support, query = unseen.sample(unseen.data, jax.random.key(1))
-stored = memory.memorise(model, result.params, support, jax.random.key(2))
-answers, attention = memory.recall(model, result.params, stored, query.x)
+stored = jax.jit(memory.memorise, static_argnums=0)(model, result.params, support, jax.random.key(2))
+answers, attention = jax.jit(memory.recall, static_argnums=0)(model, result.params, stored, query.x)
 analysis.plot_attention(attention, support.y, query.y)
 
 # %% [markdown]
@@ -152,10 +152,10 @@ analysis.plot_attention(attention, support.y, query.y)
 # $i$ its learning rate. They are drawn over the steps, averaged over each tensor of the network.
 
 # %%
-network = nn.MLP((32,), 5, norm=True)
+network = nn.MLP((16,), 5, norm=True)
 learner = jm.lstm_meta_learner(network, steps=5, input_bias=(-1.0, -1.0))
 adam = optax.chain(optax.clip_by_global_norm(0.25), optax.adam(3e-3))
-result = jm.fit(learner, characters, adam, steps=400, meta_batch=8, log_every=100, progress=False)
+result = jm.fit(learner, characters, adam, steps=300, meta_batch=4, log_every=100, progress=False)
 print(f"accuracy {jm.evaluate(learner, result.params, unseen, episodes=100).mean:.2f}")
 
 
