@@ -44,7 +44,7 @@ def main(arguments: Arguments) -> None:
     for name in arguments.names:
         name_of_run = f"{name}-seed{arguments.seed}"
         run_dir = arguments.runs.absolute() / name_of_run
-        commits = note_commit(run_dir.with_suffix(".commits"))
+        commits = note_commit(run_dir.with_suffix(".commits"), trained=is_trained(run_dir))
         commands = [f"{CELLS[name].train} --seed {arguments.seed} --out RUN", *CELLS[name].judge]
         for command in commands:
             run(command, run_dir)
@@ -85,10 +85,20 @@ def record(run_dir: Path) -> dict[str, Any]:
     }
 
 
-def note_commit(file: Path) -> list[str]:
+def is_trained(run_dir: Path) -> bool:
+    """Whether nothing is left to train."""
+    if not (run_dir / "result.json").exists():
+        return False
+    steps = json.loads((run_dir / "config.json").read_text())["fit"]["steps"]
+    return json.loads((run_dir / "metrics.jsonl").read_text().splitlines()[-1])["step"] == steps
+
+
+def note_commit(file: Path, *, trained: bool) -> list[str]:
     """The commits that a run was trained by, one for each time it was begun or resumed; `+` says: and changes."""
     words = ["git", "-C", str(HERE), "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+"]
     commits = file.read_text().split() if file.exists() else []
+    if trained:
+        return commits
     with contextlib.suppress(OSError, subprocess.CalledProcessError):  # no git, or no clone
         now = subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
         commits += [now] if now not in commits else []

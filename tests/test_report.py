@@ -102,15 +102,19 @@ def test_commits_are_noted_once_and_without_git_not_at_all(tmp_path: Path, monke
     file = tmp_path / "runs" / "m.commits"
     file.parent.mkdir()
     file.write_text("abc\n")
+    run = run_folder(tmp_path / "run")
+    assert reproduce.is_trained(run)
+    assert not reproduce.is_trained(tmp_path / "nowhere")
+    assert reproduce.note_commit(file, trained=True) == ["abc"]
     done = subprocess.CompletedProcess([], 0, "def+\n")
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
-    assert [reproduce.note_commit(file) for _ in range(2)] == [["abc", "def+"]] * 2
+    assert [reproduce.note_commit(file, trained=False) for _ in range(2)] == [["abc", "def+"]] * 2
 
     def fail(*_: object, **__: object) -> None:
         raise FileNotFoundError("git")
 
     monkeypatch.setattr(subprocess, "run", fail)
-    assert reproduce.note_commit(tmp_path / "other.commits") == []
+    assert reproduce.note_commit(tmp_path / "other.commits", trained=False) == []
 
 
 def test_numbers_are_read_from_where_they_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
