@@ -231,7 +231,8 @@ def list_presets() -> None:
     """`jaxmeta list`."""
     from jaxmeta import presets
 
-    print("Methods and the papers' settings; --dataset also takes the path of a folder of class folders.\n")
+    print("Methods and their settings: the papers', where they tell them (`jaxmeta.presets` says what is not theirs).")
+    print("--dataset also takes the path of a folder of class folders.\n")
     print(f"{'method':14}{'dataset':10}{'steps':>9}{'tasks':>7}{'inner steps':>13}{'inner rate':>12}{'outer rate':>12}")
     for method in presets.METHODS:
         for dataset in presets.datasets_of(method):
