@@ -629,12 +629,16 @@ def test_bad_arguments_are_named() -> None:
 
 
 def test_images_of_the_wrong_size_are_named() -> None:
-    episode = to_float32(images(8))
-    for learner, least in ((jm.relation(ways=3), "10x10"), (jm.siamese(metric.KochTwin(), ways=3), "65x65")):
+    episode = to_float32(images(7))
+    for learner, least in (
+        (jm.relation(ways=3), "10x10"),
+        (jm.siamese(metric.KochTwin(), ways=3), "65x65"),
+        (jm.siamese(metric.SmallTwin(), ways=3), "8x8"),
+    ):
         with pytest.raises(ValueError, match=f"at least {least}, but has shape"):
             jax.eval_shape(learner.init, KEY, episode)
     with pytest.raises(ValueError, match="must hold inputs of one shape"):
-        LEARNERS["matching"].predict({}, episode.support, episode.query.x[:, :7], KEY)
+        LEARNERS["matching"].predict({}, episode.support, episode.query.x[:, :6], KEY)
     learner, big = jm.prototypical(metric.RelationEncoder(features=2), ways=3), to_float32(images(10))
     maps = r"the encoder must return embeddings \[n, d\], but returns shape \((6|10), 1, 1, 2\)"
     params = jax.eval_shape(learner.init, KEY, big)

@@ -14,6 +14,14 @@ def _biases(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> j
     return 0.5 + 0.01 * jax.random.normal(key, shape, dtype)
 
 
+def _check_images(x: jax.Array, least: int) -> None:
+    """Raises if x is not a batch of images, or they are too small to leave a position after the last layer."""
+    if x.ndim != 4 or min(x.shape[1:3]) < least:
+        raise ValueError(
+            f"x must hold images [n, height, width, channels], at least {least}x{least}, but has shape {x.shape}"
+        )
+
+
 class KochTwin(fnn.Module):
     """The twin of Koch's siamese network: four convolutions without padding, and 4,096 sigmoid units.
 
@@ -37,11 +45,7 @@ class KochTwin(fnn.Module):
         Raises:
             ValueError: x is not a batch of images, or they are too small.
         """
-        least = self._least()
-        if x.ndim != 4 or min(x.shape[1:3]) < least:
-            raise ValueError(
-                f"x must hold images [n, height, width, channels], at least {least}x{least}, but has shape {x.shape}"
-            )
+        _check_images(x, self._least())
         last = len(self.features) - 1
         for i, (features, window) in enumerate(zip(self.features, self.windows, strict=True)):
             x = fnn.Conv(
@@ -86,7 +90,12 @@ class SmallTwin(fnn.Module):
 
     @fnn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps images x `[n, height, width, channels]` to `[n, width]`, in (0, 1)."""
+        """Maps images x `[n, height, width, channels]` to `[n, width]`, in (0, 1).
+
+        Raises:
+            ValueError: x is not a batch of images, or they are smaller than 8x8.
+        """
+        _check_images(x, 8)
         for i in range(4):
             conv = fnn.Conv(self.features, (3, 3), conv_general_dilated=nn.conv_general_dilated, name=f"conv_{i}")
             x = fnn.relu(nn.BatchNorm(epsilon=1e-5, name=f"norm_{i}")(conv(x)))
