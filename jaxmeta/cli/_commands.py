@@ -233,16 +233,13 @@ def list_presets() -> None:
 
     print("Methods and their settings: the papers', where they tell them (`jaxmeta.presets` says what is not theirs).")
     print("--dataset also takes the path of a folder of class folders.\n")
-    print(f"{'method':14}{'dataset':10}{'steps':>9}{'tasks':>7}{'inner steps':>13}{'inner rate':>12}{'outer rate':>12}")
+    print(f"{'method':19}{'dataset':10}{'steps':>9}{'tasks':>7}{'inner steps':>13}{'inner rate':>12}{'outer rate':>12}")
     for method in presets.METHODS:
         for dataset in presets.datasets_of(method):
             s = presets.settings(method, dataset)
-            family = presets.family_of(method)
-            inner = (
-                (str(s.inner_steps) if family.regression else "-"),
-                ("-" if "inner_lr" in family.refused(method) else f"{s.inner_lr:g}"),
-            )
-            print(f"{method:14}{dataset:10}{s.steps:>9}{s.meta_batch:>7}{inner[0]:>13}{inner[1]:>12}{s.outer_lr:>12g}")
+            refused = presets.family_of(method).refused(method)
+            steps, rate = ("-" if n in refused else f"{getattr(s, n):g}" for n in ("inner_steps", "inner_lr"))
+            print(f"{method:19}{dataset:10}{s.steps:>9}{s.meta_batch:>7}{steps:>13}{rate:>12}{s.outer_lr:>12g}")
 
 
 def _table(method: str, dataset: str, evaluation: Any) -> str:
