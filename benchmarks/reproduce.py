@@ -87,10 +87,10 @@ def record(run_dir: Path) -> dict[str, Any]:
 
 def is_trained(run_dir: Path) -> bool:
     """Whether nothing is left to train."""
-    if not (run_dir / "result.json").exists():
-        return False
-    steps = json.loads((run_dir / "config.json").read_text())["fit"]["steps"]
-    return json.loads((run_dir / "metrics.jsonl").read_text().splitlines()[-1])["step"] == steps
+    metrics = run_dir / "metrics.jsonl"
+    rows = metrics.read_text().splitlines() if metrics.exists() else []
+    steps = json.loads((run_dir / "config.json").read_text())["fit"]["steps"] if rows else 0
+    return bool(rows) and json.loads(rows[-1])["step"] == steps
 
 
 def note_commit(file: Path, *, trained: bool) -> list[str]:
