@@ -116,7 +116,7 @@ def matmul() -> tuple[Callable[[], Any], int]:
 
 def undisturbed_seconds(history: Sequence[Mapping[str, Any]], steps: int, meta_batch: int) -> float:
     """Seconds that training takes at the pace of its undisturbed stretches, the 90th percentile of all."""
-    paces = sorted(row["tasks_per_second"] for row in history)
+    paces = sorted(max(row["tasks_per_second"], 0.05) for row in history)  # which are rounded to tenths
     return steps * meta_batch / paces[int(0.9 * (len(paces) - 1))]
 
 

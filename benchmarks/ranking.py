@@ -44,7 +44,9 @@ def judge(run: Path) -> dict[str, Any]:
     """One run's row."""
     config = json.loads((run / "config.json").read_text())
     if "method" not in config["settings"] or config.get("without"):
-        raise ValueError(f"{run} is no run of `jaxmeta train`, and not of a method as its preset builds it")
+        raise ValueError(
+            f"{run} is no run of `jaxmeta train`, which builds a method as its preset does: want one that is"
+        )
     settings = presets.Settings(**config["settings"])
     if settings.dataset != "omniglot" or settings.split == "maml":
         raise ValueError(
@@ -68,7 +70,7 @@ def judge(run: Path) -> dict[str, Any]:
         "step": step,
         "seed": config["fit"]["seed"],
         **found,
-        "classes": turns * len(setup.train_source.data.examples),
+        "classes": turns * len(setup.train_source.data[0]),
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(like)),
         "training_seconds": undisturbed_seconds(rows, step, settings.meta_batch),
         "adaptation_ms": adaptation_ms(setup.test_learner.predict, params, source),

@@ -1,0 +1,50 @@
+"""The ranking judges a run on episodes that it cannot have seen, and refuses what it cannot judge."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from jaxmeta import cli
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+
+import ranking
+
+
+@pytest.mark.usefixtures("tfds_dir")
+def test_a_run_becomes_a_row_and_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ("prototypical", "--dataset", "omniglot", "--train-ways", "5", "--steps", "2", "--episodes", "2")
+    assert cli.main(["train", *words, "--out", str(tmp_path / "run")]) == 0
+    monkeypatch.setattr(ranking, "EPISODES", 3)
+    row = ranking.judge(tmp_path / "run")
+    assert (row["method"], row["step"], row["seed"], row["classes"]) == ("prototypical", 2, 0, 4 * 1200)
+    assert row["parameters"] == 111_936
+    for mode in ("transductive", "inductive"):
+        found = row[mode]
+        assert (found["query_mode"], found["episodes"], found["source"]["subset"]) == (mode, 3, "test")
+        assert (found["source"]["ways"], found["source"]["shots"], found["source"]["queries"]) == (5, 1, 15)
+    assert row["transductive"]["episode_hash"] == row["inductive"]["episode_hash"]
+    assert row["adaptation_ms"] > 0
+    assert len(ranking.cells(row)) == len(ranking.COLUMNS)
+    ranking.draw([row, row], tmp_path / "ranking.png")
+    assert (tmp_path / "ranking.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"settings": {"addressing": "lrua"}}, "is no run of `jaxmeta train`"),
+        ({"settings": {"method": "metanet", "dataset": "omniglot"}, "without": "task"}, "is no run of `jaxmeta train`"),
+        (
+            {"settings": {"method": "maml", "dataset": "omniglot", "split": "maml"}},
+            "want omniglot with --split vinyals",
+        ),
+        ({"settings": {"method": "maml", "dataset": "glyphs"}}, "was trained on glyphs"),
+    ],
+)
+def test_other_runs_are_refused(tmp_path: Path, config: dict, message: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=message):
+        ranking.judge(tmp_path)
