@@ -1,8 +1,8 @@
 """A run judged by Lake's one-shot protocol and by verification, beside the modified Hausdorff baseline.
 
-The runs are drawn from the evaluation alphabets: 20 of 20 trials, within an alphabet, one drawing of each character
-against another. With `--all-runs` they are the official ones. Verification is of pairs from one evaluation alphabet,
-half of them of one character; the threshold is 1/2. Intervals are 1.96 sigma / sqrt(n), over runs and over pairs.
+The runs are drawn from the evaluation alphabets: 20 of 20 trials, within an alphabet, one drawer against another. With
+`--all-runs` they are the official ones. Verification is of pairs from one evaluation alphabet, by two drawers, half of
+them of one character; the threshold is 1/2. Intervals are 1.96 sigma / sqrt(n), over runs and over pairs.
 
 jaxmeta train siamese --dataset omniglot --image-size 28 --out runs/siamese
 python benchmarks/lake.py runs/siamese
@@ -95,14 +95,10 @@ def one_shot_runs(arguments: Arguments, settings: presets.Settings, size: int) -
 
 def draw_pairs(classes: tasks.Classes, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Pairs of drawings by two drawers `[count, 2, ...]`, every other one of one character, and which these are."""
-    rng, names = np.random.default_rng(seed), np.array(classes.groups)
-    pairs, same = [], np.arange(count) % 2 == 0
-    for alike in same:
-        alphabet = np.flatnonzero(names == rng.choice(np.unique(names)))
-        one, other = rng.choice(alphabet, 2, replace=False)
-        drawers = rng.choice(classes.counts.min(), 2, replace=False)
-        pairs.append((classes.examples[one, drawers[0]], classes.examples[one if alike else other, drawers[1]]))
-    return np.array(pairs), same
+    (support, _), (query, _) = tasks.draw_runs(classes, runs=count, ways=2, seed=seed)
+    same = np.arange(count) % 2 == 0
+    other = np.where(same.reshape(-1, *[1] * (query.ndim - 2)), query[:, 0], query[:, 1])
+    return np.stack([support[:, 0], other], axis=1), same
 
 
 def verification(params: Any, settings: presets.Settings, arguments: Arguments) -> dict[str, float]:
@@ -110,8 +106,7 @@ def verification(params: Any, settings: presets.Settings, arguments: Arguments) 
     pairs, same = draw_pairs(characters(settings, settings.image_size), arguments.pairs, arguments.seed)
     twin = presets.siamese_twin(settings.image_size)
     verify = jax.jit(lambda a, b: metric.verify(twin, params, a, b))
-    images = pairs.astype(np.float32) / 255
-    parts = [verify(*jnp.asarray(part).swapaxes(0, 1)) for part in np.array_split(images, max(1, len(images) // 50))]
+    parts = [verify(*jnp.asarray(part).swapaxes(0, 1)) for part in np.array_split(pairs, max(1, len(pairs) // 50))]
     right = (np.concatenate(parts) > 0.5) == same
     interval = 1.96 * right.std(ddof=1) / len(right) ** 0.5
     return {"accuracy": float(right.mean()), "interval": float(interval), "pairs": len(right)}

@@ -191,6 +191,26 @@ def test_drawn_runs_keep_to_an_alphabet() -> None:
     assert (five >= 4).all(), "alphabets with fewer letters are left out"
 
 
+def test_drawn_runs_set_one_drawer_against_another() -> None:
+    """Each character's drawings stand in an order of its own."""
+    order = np.random.default_rng(0).permuted(np.tile(np.arange(5), (12, 1)), axis=1)
+    classes = grouped()
+    shuffled = np.take_along_axis(classes.examples, order[..., None, None, None], axis=1)
+    known = classes._replace(examples=shuffled, drawers=order + 1)
+    runs = tasks.draw_runs(known, runs=20, ways=4)
+    (letters, drawers), (queries, others) = read(runs.support.x), read(runs.query.x)
+    np.testing.assert_array_equal(letters, queries)
+    assert (drawers == drawers[:, :1]).all()
+    assert (others == others[:, :1]).all()
+    assert (drawers[:, 0] != others[:, 0]).all()
+    assert set(drawers[:, 0].tolist()) == set(range(5))
+    half, _ = tasks.split_classes(known, test_share=0.5)
+    np.testing.assert_array_equal(half.drawers, half.examples[..., 0, 0, 0] % 20 + 1)
+    strangers = known._replace(drawers=order + 5 * np.arange(12)[:, None])
+    with pytest.raises(ValueError, match="two drawers of all its characters, but its 4 have 0"):
+        tasks.draw_runs(strangers, runs=1, ways=4)
+
+
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
@@ -252,8 +272,9 @@ def test_the_benchmark_says_what_repeats_it() -> None:
 
 
 def test_pairs_to_verify_are_of_one_alphabet_and_two_drawers() -> None:
-    pairs, same = lake.draw_pairs(grouped(), 60, seed=0)
-    letters, drawers = np.divmod(pairs[:, :, 0, 0, 0], 20)
+    known = grouped()._replace(drawers=np.tile(np.arange(1, 6), (12, 1)))
+    pairs, same = lake.draw_pairs(known, 60, seed=0)
+    letters, drawers = read(pairs)
     np.testing.assert_array_equal(letters[:, 0] == letters[:, 1], same)
     assert same.sum() == 30
     assert (drawers[:, 0] != drawers[:, 1]).all()

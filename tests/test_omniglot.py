@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from jaxmeta import tasks
+from jaxmeta.tasks import _omniglot as reader
 from jaxmeta.tasks import _omniglot_builder as builder
 from jaxmeta.tasks._omniglot import Character, select
 
@@ -59,6 +60,29 @@ def test_pixels_are_ink_on_nothing(tfds_dir: Path) -> None:
     assert small.max() == 255
     assert abs(small.mean() - original.mean()) < 2
     assert (small.reshape(len(small), 20, -1).max(-1) > 100).all(), "every drawing still has ink"
+
+
+def test_drawers_are_those_of_the_official_archive(official_archives: Path, tfds_dir: Path) -> None:
+    """TFDS keeps no drawers: they are told by the order of its records, and here by the archive's file names."""
+    classes = tasks.omniglot("lake", "train", image_size=105, data_dir=tfds_dir)
+    assert (np.sort(classes.drawers) == np.arange(1, 21)).all()
+    compared = 0
+    with zipfile.ZipFile(official_archives / "images_background_small1.zip") as file:
+        for name in sorted(name for name in file.namelist() if name.endswith(".png"))[::20]:
+            _, alphabet, character, png = name.split("/")
+            place = classes.names.index(f"{alphabet}_{int(character.removeprefix('character')) - 1}")
+            _, _, drawer = png.removesuffix(".png").partition("_")
+            with Image.open(file.open(name)) as image:
+                ink = 255 - np.asarray(image.convert("L"))
+            mine = classes.examples[place, classes.drawers[place] == int(drawer), ..., 0]
+            np.testing.assert_array_equal(mine[0], ink)
+            compared += 1
+    assert compared == 136
+
+
+def test_records_in_another_order_do_not_tell_who_drew_them() -> None:
+    labelled = [(Character("train", "A", number), number) for number in range(3) for _ in range(20)]
+    assert reader._drawers("train", labelled) == [0] * 60
 
 
 def test_episodes_of_a_subset_hold_its_images_alone(tfds_dir: Path) -> None:
@@ -256,3 +280,7 @@ def test_preparing_anywhere(tmp_path: Path, serve, monkeypatch: pytest.MonkeyPat
     assert all(len(images) == 20 for images in records.values())
     with pytest.raises(ValueError, match="should hold 1623 characters with 20 drawings each, but holds 5"):
         tasks.omniglot(data_dir=tmp_path / "data")
+    monkeypatch.setattr(reader, "_TRAINVAL", 3)
+    monkeypatch.setattr(reader, "_TEST", 2)
+    drawn = tasks.omniglot("lake", "train", image_size=105, data_dir=tmp_path / "data")
+    np.testing.assert_array_equal(drawn.drawers, drawn.examples[..., 0].max(2).argmax(-1) + 1)

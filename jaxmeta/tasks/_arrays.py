@@ -156,7 +156,9 @@ def split_classes(classes: Classes, *, test_share: float, seed: int = 0) -> tupl
 def _subset(classes: Classes, chosen: np.ndarray, subset: str) -> Classes:
     names = tuple(classes.names[i] for i in chosen)
     groups = None if classes.groups is None else tuple(classes.groups[i] for i in chosen)
-    return Classes(classes.examples[chosen], classes.counts[chosen], names, {**classes.info, "subset": subset}, groups)
+    drawers = None if classes.drawers is None else classes.drawers[chosen]
+    info = {**classes.info, "subset": subset}
+    return Classes(classes.examples[chosen], classes.counts[chosen], names, info, groups, drawers)
 
 
 def _stack(groups: list[np.ndarray], names: tuple[str, ...], info: dict[str, Any]) -> Classes:

@@ -96,10 +96,11 @@ def _read_ink(file: Path, image_size: int) -> np.ndarray:
 
 
 def draw_runs(classes: Classes, *, runs: int = 20, ways: int = 20, seed: int = 0) -> Episode:
-    """Draws runs like Lake's from classes with groups: within one alphabet, one drawing against another.
+    """Draws runs like Lake's from classes with groups: within one alphabet, one drawer against another.
 
-    Alphabets take turns, in a random order, those with fewer than `ways` characters left out. The data do not tell
-    who drew what: a character's two drawings are of two drawers, but those of a run are not all of the same two.
+    Alphabets take turns, in a random order, those with fewer than `ways` characters left out. All support images of a
+    run are by one drawer, and all queries by another. Where the classes do not tell who drew what, they are any two
+    drawings of each character.
 
     Args:
         classes: characters with their alphabets as groups, two `uint8` drawings of each at least.
@@ -112,7 +113,7 @@ def draw_runs(classes: Classes, *, runs: int = 20, ways: int = 20, seed: int = 0
 
     Raises:
         ValueError: `runs` is less than 1 or `ways` less than 2, the classes have no groups, none of them is large
-            enough, or a class has only one drawing.
+            enough, a class has only one drawing, or no two drawers drew all characters of a run.
 
     >>> from jaxmeta import tasks
     >>> letters = tasks.glyphs("test", classes=50, image_size=8)._replace(groups=("one",) * 4 + ("two",) * 6)
@@ -135,10 +136,22 @@ def draw_runs(classes: Classes, *, runs: int = 20, ways: int = 20, seed: int = 0
     labels = jnp.arange(ways, dtype=jnp.int32)
     for run in range(runs):
         chosen = rng.choice(eligible[order[run % len(order)]], ways, replace=False)
-        places = np.array([rng.choice(classes.counts[c], 2, replace=False) for c in chosen])
+        places = _places(classes, chosen, rng)
         images = classes.examples[chosen[:, None], places].astype(np.float32) / 255
         drawn.append(Episode(*(Batch(jnp.asarray(images[:, i]), labels) for i in (0, 1))))
     return _stacked(drawn)
+
+
+def _places(classes: Classes, chosen: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Which two drawings of each class a run takes, `[classes, 2]`."""
+    if classes.drawers is None:
+        return np.array([rng.choice(classes.counts[c], 2, replace=False) for c in chosen])
+    drawers = [classes.drawers[c, : classes.counts[c]] for c in chosen]
+    common = sorted(set.intersection(*(set(own.tolist()) for own in drawers)))
+    if len(common) < 2:
+        raise ValueError(f"a run wants two drawers of all its characters, but its {len(chosen)} have {len(common)}")
+    pair = rng.choice(common, 2, replace=False)
+    return np.array([[np.flatnonzero(own == drawer)[0] for drawer in pair] for own in drawers])
 
 
 def _stacked(runs: list[Episode]) -> Episode:

@@ -70,7 +70,8 @@ def omniglot(
 
     Returns:
         Classes in order of background and evaluation, alphabet and number, with `uint8` images
-        `[classes, 20, image_size, image_size, 1]`, ink 255 on 0, and their alphabets as groups.
+        `[classes, 20, image_size, image_size, 1]`, ink 255 on 0, their alphabets as groups, and for each drawing which
+        of its alphabet's 20 drawers made it, 1 to 20.
 
     Raises:
         ValueError: `split` or `subset` is unknown, or `image_size` is not positive.
@@ -94,12 +95,14 @@ def omniglot(
         raise ValueError(f"omniglot at {folder} is damaged: {first}; move it away, and it is prepared anew") from error
     chosen = select(sorted(drawings), split, subset)
     info = {"name": "omniglot", "split": split, "subset": subset, "image_size": image_size}
+    images, drawers = (np.stack(parts) for parts in zip(*(drawings[character] for character in chosen), strict=True))
     return Classes(
-        np.stack([drawings[character] for character in chosen]),
+        images,
         np.full(len(chosen), _DRAWINGS, np.int32),
         tuple(character.name for character in chosen),
         info,
         tuple(character.alphabet for character in chosen),
+        drawers if drawers.all() else None,
     )
 
 
@@ -171,15 +174,18 @@ def select(characters: Sequence[Character], split: Split, subset: Subset) -> lis
 
 
 @functools.lru_cache(maxsize=1)
-def _read(folder: Path, image_size: int) -> dict[Character, np.ndarray]:
-    """All drawings of every character, `[20, image_size, image_size, 1]` each, in an order of their own content."""
+def _read(folder: Path, image_size: int) -> dict[Character, tuple[np.ndarray, np.ndarray]]:
+    """All drawings of every character, `[20, image_size, image_size, 1]`, in an order of their own content.
+
+    Beside them their drawers `[20]`, of 1 to 20; 0 where the order of the records does not tell.
+    """
     import tensorflow_datasets as tfds
 
     try:
         builder: Any = tfds.builder_from_directory(folder)
     except Exception as error:  # a torn file is one of protobuf's own kinds
         raise RuntimeError(f"its description cannot be read, {error}") from error
-    drawings: dict[Character, list[bytes]] = {}
+    drawings: dict[Character, list[tuple[bytes, int]]] = {}
     for part in ("train", "test"):
         try:
             records = builder.as_data_source(part, decoders={"image": tfds.decode.SkipDecoding()})
@@ -196,16 +202,46 @@ def _read(folder: Path, image_size: int) -> dict[Character, np.ndarray]:
                 f"omniglot at {folder} is damaged: its alphabets have lost their names, by which characters are "
                 "divided; move it away, and it is prepared anew"
             )
+        labelled, images = [], []
         for record in records:
             character = Character(part, names[record["alphabet"]], int(record["alphabet_char_id"]))
-            drawings.setdefault(character, []).append(record["image"])
+            labelled.append((character, int(record["label"])))
+            images.append(record["image"])
+        for (character, _), image, drawer in zip(labelled, images, _drawers(part, labelled), strict=True):
+            drawings.setdefault(character, []).append((image, drawer))
     counts = {len(images) for images in drawings.values()}
     if len(drawings) != _TRAINVAL + _TEST or counts != {_DRAWINGS}:
         raise ValueError(
             f"omniglot at {folder} should hold 1623 characters with 20 drawings each, but holds {len(drawings)} "
             f"with {sorted(counts)}"
         )
-    return {c: np.stack([_decode(png, image_size) for png in sorted(images)]) for c, images in drawings.items()}
+
+    def stacked(pairs: list[tuple[bytes, int]]) -> tuple[np.ndarray, np.ndarray]:
+        pairs = sorted(pairs)
+        return np.stack([_decode(png, image_size) for png, _ in pairs]), np.array([drawer for _, drawer in pairs])
+
+    return {character: stacked(pairs) for character, pairs in drawings.items()}
+
+
+def _drawers(part: str, labelled: list[tuple[Character, int]]) -> list[int]:
+    """Who drew each record of a part, 1 to 20; zeros where their order does not tell.
+
+    No record says so, but TFDS writes records in the order of a hash of the part and of the drawing's name in the
+    archive, and that has the drawer in it. If all characters are where this order puts them, so are the drawers.
+
+    Args:
+        part: what is hashed first.
+        labelled: the character and the label of each record, as they are written.
+    """
+    named = [
+        (f"{character.name}_{label + 1:04}_{drawer:02}.png", (character, label), drawer)
+        for character, label in set(labelled)
+        for drawer in range(1, _DRAWINGS + 1)
+    ]
+    ordered = sorted(named, key=lambda drawing: hashlib.md5(f"{part}{drawing[0]}".encode()).digest())
+    if [drawing[1] for drawing in ordered] != labelled:
+        return [0] * len(labelled)
+    return [drawing[2] for drawing in ordered]
 
 
 def _decode(png: bytes, image_size: int) -> np.ndarray:
