@@ -303,8 +303,8 @@ CELLS = {
         (OneShot("92.0"), Accuracy(5, 1, None)),
         "Koch, Zemel, Salakhutdinov 2015",
         None,
-        "A smaller network, batch-normalised, on smaller images and their turns, and a shorter training: 90 % of its own "
-        "training trials, distorted, come out right at its end. The runs are drawn by the protocol, and not the official "
+        "A smaller network, batch-normalised, on smaller images and their turns, and a shorter training, at whose end "
+        "90 % of its own trials, distorted, come out right. The runs are drawn by the protocol, and not the official "
         "ones: pixels alone (modified Hausdorff) err on 41.5 % of them for 38.8 % there. The 5 ways too are of one "
         "alphabet, which is harder than 5 of all characters.",
     ),
