@@ -118,8 +118,8 @@ _REPTILES = (
 )
 
 _MANNS = (
-    "Sixteen sequences in a step, images standardized, and Adam with clipped gradients for RMSProp; heads write "
-    "vectors of their own, where the paper's equation writes their keys."
+    "Sixteen sequences in a step, weights of images that start four times as wide, and Adam with clipped gradients for "
+    "RMSProp; heads write vectors of their own, where the paper's equation writes their keys."
 )
 
 CELLS = {

@@ -130,8 +130,6 @@ def loop(params: Any, model: MANN, x: Any, labels: Any) -> Any:
     first = np.eye(SLOTS)[0]
     usage, w_read, w_ntm = first.copy(), np.tile(first, (READS, 1)), np.tile(first, (READS + 1, 1))
     outputs = []
-    if model.standardize:
-        x = (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-5)
     for x_t, y_t in zip(x, labels, strict=True):
         gates = x_t @ p["input"]["kernel"] + p["input"]["bias"] + y_t @ p["label"]["kernel"]
         fed = ([h] if model.controller == "lstm" else []) + (
@@ -188,7 +186,7 @@ VARIANTS = [
     {"controller": "feedforward"},
     {"addressing": "none"},
     {"controller": "feedforward", "addressing": "none"},
-    {"read_input": False, "decay": 0.95, "standardize": False},
+    {"read_input": False, "decay": 0.95},
     {"written": "key"},
 ]
 

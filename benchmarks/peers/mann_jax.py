@@ -32,7 +32,7 @@ def main() -> None:
         target = params["params"].setdefault(module[0], {}) if module else params["params"]
         target[leaf] = jnp.asarray(file[name], float)
     x, labels, y = jnp.asarray(file["x"], float), jnp.asarray(file["labels"], float), jnp.asarray(file["y"])
-    model = memory.MANN(reads=case["reads"], decay=case["decay"], standardize=False, written="key")
+    model = memory.MANN(reads=case["reads"], decay=case["decay"], written="key")
     if given.forward:
         np.save(given.forward, jax.vmap(lambda x, labels: model.apply(params, x, labels)[0])(x, labels))
         return

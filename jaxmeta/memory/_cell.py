@@ -152,8 +152,8 @@ class MANN(nn.Module):
         width: entries of a row.
         reads: read heads. LRUA writes with each of them, an NTM with one head of its own.
         decay: LRUA's gamma; some re-implementations take 0.95.
-        standardize: subtract from each input its mean over entries, and divide by their standard deviation. Ink is zero
-            almost everywhere; as it stands, it moves a new controller little, and moves it alike whatever is drawn.
+        input_scale: how many times as wide as LeCun's the weights of inputs start. Those suit entries of variance 1;
+            ink, which is zero almost everywhere, hardly moves a controller that starts with them.
         read_input: feed what was read to the controller's next step. The paper's text says so, its equations do not.
         written: what a head of LRUA writes: `"own"`, a vector that the controller emits for it, as public
             re-implementations do; `"key"`, the key that it reads by, as in the paper's equation 7. Then one vector has
@@ -171,7 +171,7 @@ class MANN(nn.Module):
     width: int = 40
     reads: int = 4
     decay: float = 0.99
-    standardize: bool = True
+    input_scale: float = 1.0
     read_input: bool = True
     written: Written = "own"
 
@@ -182,7 +182,7 @@ class MANN(nn.Module):
         """Runs over a sequence.
 
         Args:
-            x: `[steps, ...]`, inputs, flattened here, and standardized if need be.
+            x: `[steps, ...]`, inputs, flattened here.
             labels: `[steps, d]`, the label of the step *before*, in code; zeros where there was none.
             state: what to start from; None for an empty memory.
 
@@ -193,9 +193,8 @@ class MANN(nn.Module):
         self._check(x, labels)
         cell = self._cell()
         # Each with a fan-in of its own at the start: five numbers of a label would be lost among 400 of an image.
-        flat = x.reshape(len(x), -1)
-        flat = jax.nn.standardize(flat) if self.standardize else flat
-        seen = nn.Dense(cell.gates, bias_init=cell.first_bias, name="input")(flat)
+        wide = nn.initializers.variance_scaling(self.input_scale**2, "fan_in", "truncated_normal")
+        seen = nn.Dense(cell.gates, kernel_init=wide, bias_init=cell.first_bias, name="input")(x.reshape(len(x), -1))
         told = nn.Dense(cell.gates, use_bias=False, name="label")(labels)
         shapes, init = cell.kernels(), nn.initializers.lecun_normal()
         biases = {"controller": seen + told}
@@ -231,6 +230,8 @@ class MANN(nn.Module):
         for name in ("features", "width"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 1 or more, but is {getattr(self, name)}")
+        if not self.input_scale > 0:
+            raise ValueError(f"input_scale must be positive, but is {self.input_scale}")
         if not 0 < self.decay <= 1:
             raise ValueError(f"decay must be in (0, 1], but is {self.decay}")
         if self.addressing != "none" and not 1 <= self.reads <= self.slots:
