@@ -202,6 +202,14 @@ def test_a_whole_episode_is_the_loop(variant: dict[str, Any]) -> None:
     np.testing.assert_allclose(outputs, loop(params, model, np.asarray(x), np.asarray(labels)), atol=1e-10, rtol=0)
 
 
+def test_weights_of_inputs_start_as_wide_as_is_said() -> None:
+    x, labels = jnp.ones((1, 400)), jnp.ones((1, 5))
+    narrow, wide = (MANN(input_scale=scale).init(jax.random.key(0), x, labels)["params"] for scale in (1.0, 4.0))
+    assert float(narrow["input"]["kernel"].std()) == pytest.approx(400**-0.5, rel=0.01)
+    np.testing.assert_allclose(wide["input"]["kernel"], 4 * narrow["input"]["kernel"], rtol=1e-5)
+    np.testing.assert_array_equal(wide["label"]["kernel"], narrow["label"]["kernel"])
+
+
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
 def test_the_gradient_is_that_of_finite_differences(variant: dict[str, Any]) -> None:
@@ -408,6 +416,11 @@ def test_memory_is_empty_at_the_start_of_every_episode() -> None:
             lambda e: MANN(decay=1.5).init(jax.random.key(0), e.support.x, e.support.x),
             ValueError,
             r"decay must be in \(0",
+        ),
+        (
+            lambda e: MANN(input_scale=0.0).init(jax.random.key(0), e.support.x, e.support.x),
+            ValueError,
+            "input_scale must be positive, but is 0.0",
         ),
         (lambda e: mann(MANN(**SMALL), ways=1), ValueError, "ways must be 2 or more, but is 1"),
         (lambda e: mann(MANN(**SMALL), ways=3126, code="strings"), ValueError, "there are 3125 strings of 5 letters"),
