@@ -308,9 +308,11 @@ CELLS = {
         "ones: pixels alone (modified Hausdorff) err on 41.5 % of them for 38.8 % there. The 5 ways too are of one "
         "alphabet, which is harder than 5 of all characters.",
     ),
-    "mann-omniglot": _mann("MANN, LRUA", "--steps 20000", ("36.4", "82.8", "91.0", "94.9", "98.1"), _MANNS),
+    "mann-omniglot": _mann("MANN, LRUA", "--distort --steps 20000", ("36.4", "82.8", "91.0", "94.9", "98.1"), _MANNS),
     "mann-omniglot-lstm": _mann(
-        "LSTM, MANN's baseline", "--addressing none --steps 20000", ("24.4", "49.5", "55.3", "63.6", "62.5")
+        "LSTM, MANN's baseline",
+        "--addressing none --distort --steps 20000",
+        ("24.4", "49.5", "55.3", "63.6", "62.5"),
     ),
     "metanet-omniglot-5w1s": Cell(
         "MetaNet",
