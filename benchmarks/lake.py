@@ -1,8 +1,9 @@
 """A run judged by Lake's one-shot protocol and by verification, beside the modified Hausdorff baseline.
 
-The runs are drawn from the evaluation alphabets: 20 of 20 trials, within an alphabet, one drawer against another. With
-`--all-runs` they are the official ones. Verification is of pairs from one evaluation alphabet, by two drawers, half of
-them of one character; the threshold is 1/2. Intervals are 1.96 sigma / sqrt(n), over runs and over pairs.
+The runs are drawn here: 20 of 20 trials, one of each evaluation alphabet, one drawer against another. With `--all-runs`
+they are the official ones, two of each of ten alphabets. Verification is of pairs from one evaluation alphabet, by two
+drawers, half of them of one character; the threshold is 1/2. Intervals are 1.96 sigma / sqrt(n), over runs and over
+pairs.
 
 jaxmeta train siamese --dataset omniglot --image-size 28 --out runs/siamese
 python benchmarks/lake.py runs/siamese
@@ -84,7 +85,13 @@ def command(arguments: Arguments) -> str:
 
 
 def characters(settings: presets.Settings, size: int) -> tasks.Classes:
-    return tasks.omniglot("lake", "test", image_size=size, data_dir=settings.data_dir)
+    found = tasks.omniglot("lake", "test", image_size=size, data_dir=settings.data_dir)
+    if found.drawers is None:
+        raise ValueError(
+            "runs set one drawer against another, but omniglot was prepared in an order that does not tell who drew "
+            "what; move it away, and it is prepared anew"
+        )
+    return found
 
 
 def one_shot_runs(arguments: Arguments, settings: presets.Settings, size: int) -> Any:
@@ -94,9 +101,9 @@ def one_shot_runs(arguments: Arguments, settings: presets.Settings, size: int) -
 
 
 def draw_pairs(classes: tasks.Classes, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs of drawings by two drawers `[count, 2, ...]`, every other one of one character, and which these are."""
+    """Pairs of drawings by two drawers `[count, 2, ...]`, half of them of one character, and which these are."""
     (support, _), (query, _) = tasks.draw_runs(classes, runs=count, ways=2, seed=seed)
-    same = np.arange(count) % 2 == 0
+    same = np.random.default_rng(seed).permutation(np.arange(count) % 2 == 0)  # alphabets take turns
     other = np.where(same.reshape(-1, *[1] * (query.ndim - 2)), query[:, 0], query[:, 1])
     return np.stack([support[:, 0], other], axis=1), same
 

@@ -7,8 +7,8 @@
 `cells.py` has the names.
 """
 
-import contextlib
 import dataclasses
+import functools
 import json
 import os
 import platform
@@ -49,7 +49,8 @@ def main(arguments: Arguments) -> None:
         for command in commands:
             run(command, run_dir)
         file = HERE / "results" / f"{name if arguments.seed == 0 else name_of_run}.json"
-        file.write_text(json.dumps({"commands": commands, "commits": commits, **record(run_dir)}, indent=2) + "\n")
+        origin = {"commands": commands, "commits": commits, "judged_by": commit()}
+        file.write_text(json.dumps({**origin, **record(run_dir)}, indent=2) + "\n")
         print(f"Written to {file}")
     (HERE / "REPORT.md").write_text(build())
 
@@ -94,17 +95,25 @@ def is_trained(run_dir: Path) -> bool:
 
 
 def note_commit(file: Path, *, trained: bool) -> list[str]:
-    """The commits that a run was trained by, one for each time it was begun or resumed; `+` says: and changes."""
-    words = ["git", "-C", str(HERE), "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+"]
+    """The commits that a run was trained by, one for each time it was begun or resumed."""
     commits = file.read_text().split() if file.exists() else []
-    if trained:
-        return commits
-    with contextlib.suppress(OSError, subprocess.CalledProcessError):  # no git, or no clone
-        now = subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
-        commits += [now] if now not in commits else []
+    now = None if trained else commit()
+    if now is not None and now not in commits:
+        commits.append(now)
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("\n".join(commits) + "\n")
     return commits
+
+
+def commit() -> str | None:
+    """The commit at hand; `+` says: and changes of code. None without git or a clone."""
+    git = functools.partial(subprocess.run, capture_output=True, text=True, check=True, cwd=HERE)
+    try:
+        head = git(["git", "rev-parse", "--short=12", "HEAD"]).stdout.strip()
+        changes = git(["git", "status", "--porcelain", "--", "../jaxmeta", "*.py"]).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head + "+" * bool(changes)
 
 
 if __name__ == "__main__":

@@ -277,6 +277,8 @@ def test_pairs_to_verify_are_of_one_alphabet_and_two_drawers() -> None:
     letters, drawers = read(pairs)
     np.testing.assert_array_equal(letters[:, 0] == letters[:, 1], same)
     assert same.sum() == 30
+    small = letters[:, 0] < 4
+    assert all(set(small[kind].tolist()) == {True, False} for kind in (same, ~same)), "alphabets do not tell"
     assert (drawers[:, 0] != drawers[:, 1]).all()
     np.testing.assert_array_equal(*(letters < 4).T)
 
@@ -295,6 +297,7 @@ def test_the_real_alphabets_serve(tfds_dir: Path) -> None:
     classes = tasks.omniglot("lake", "test", image_size=28, data_dir=tfds_dir)
     assert classes.groups is not None
     assert len(set(classes.groups)) == 20
+    assert (np.sort(classes.drawers) == np.arange(1, 21)).all()
     runs = tasks.draw_runs(classes, runs=4, seed=1)
     errors = tasks.hausdorff_baseline(runs)
     assert 0.2 < errors.mean() < 0.6

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from helpers import inner_product, random_direction, stencil_derivative, to_float64
 
-from jaxmeta import Batch, Episode, MetaLearner, mann, memory, tasks
+from jaxmeta import Batch, Episode, MetaLearner, mann, memory, presets, tasks
 from jaxmeta.memory import MANN
 from jaxmeta.memory._labels import one_step_late, words
 from jaxmeta.memory._recurrence import scan_deferred
@@ -208,6 +208,9 @@ def test_weights_of_inputs_start_as_wide_as_is_said() -> None:
     assert float(narrow["input"]["kernel"].std()) == pytest.approx(400**-0.5, rel=0.01)
     np.testing.assert_allclose(wide["input"]["kernel"], 4 * narrow["input"]["kernel"], rtol=1e-5)
     np.testing.assert_array_equal(wide["label"]["kernel"], narrow["label"]["kernel"])
+    episode = Episode(*[Batch(jnp.ones((5, 20, 20, 1)), jnp.arange(5))] * 2)
+    preset = presets.build(presets.settings("mann", "glyphs")).learner.init(jax.random.key(0), episode)
+    assert float(preset["params"]["input"]["kernel"].std()) == pytest.approx(4 / 20, rel=0.01)
 
 
 @pytest.mark.usefixtures("float64")

@@ -106,8 +106,8 @@ def test_commits_are_noted_once_and_without_git_not_at_all(tmp_path: Path, monke
     assert reproduce.is_trained(run)
     assert not reproduce.is_trained(tmp_path / "nowhere")
     assert reproduce.note_commit(file, trained=True) == ["abc"]
-    done = subprocess.CompletedProcess([], 0, "def+\n")
-    monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
+    said = {"rev-parse": "def\n", "status": " M ../jaxmeta/learner.py\n"}
+    monkeypatch.setattr(subprocess, "run", lambda w, **_: subprocess.CompletedProcess(w, 0, said[w[1]]))
     assert [reproduce.note_commit(file, trained=False) for _ in range(2)] == [["abc", "def+"]] * 2
 
     def fail(*_: object, **__: object) -> None:

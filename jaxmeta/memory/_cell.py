@@ -152,8 +152,8 @@ class MANN(nn.Module):
         width: entries of a row.
         reads: read heads. LRUA writes with each of them, an NTM with one head of its own.
         decay: LRUA's gamma; some re-implementations take 0.95.
-        input_scale: how many times as wide as LeCun's the weights of inputs start. Those suit entries of variance 1;
-            ink, which is zero almost everywhere, hardly moves a controller that starts with them.
+        input_scale: how many times as wide as LeCun's the weights of x start. Those suit entries whose mean square is
+            1; that of ink, at 20 x 20 pixels, is about 0.05, for which 4 makes up.
         read_input: feed what was read to the controller's next step. The paper's text says so, its equations do not.
         written: what a head of LRUA writes: `"own"`, a vector that the controller emits for it, as public
             re-implementations do; `"key"`, the key that it reads by, as in the paper's equation 7. Then one vector has
@@ -192,7 +192,7 @@ class MANN(nn.Module):
         """
         self._check(x, labels)
         cell = self._cell()
-        # Each with a fan-in of its own at the start: five numbers of a label would be lost among 400 of an image.
+        # Each starts by a rule of its own: five numbers of a label would be lost among 400 of an image.
         wide = nn.initializers.variance_scaling(self.input_scale**2, "fan_in", "truncated_normal")
         seen = nn.Dense(cell.gates, kernel_init=wide, bias_init=cell.first_bias, name="input")(x.reshape(len(x), -1))
         told = nn.Dense(cell.gates, use_bias=False, name="label")(labels)

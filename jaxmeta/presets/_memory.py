@@ -12,8 +12,8 @@ from jaxmeta.presets._settings import Family, Settings, given, on_dataset
 # MANN: arXiv:1605.06065, section 4. Five classes of ten drawings in a training sequence, 20 x 20 pixels, classes turned
 # by quarters as more classes, 100,000 episodes; judged on the presentation after `shots` others. The paper's RMSProp
 # gives way to Adam with clipped gradients, as in re-implementations, of whom the 16 episodes in a step are too, and
-# heads that write a vector of their own where the paper writes their keys. At three times their rate, and with
-# weights of images that start four times as wide, it begins to bind within 700 steps, and else not within 2,000.
+# heads that write a vector of their own where the paper writes their keys. The rate is three times theirs, and
+# weights of images start four times as wide, without which the plateau of guessing lasts longer.
 _MANN = Settings(
     method="mann",
     dataset="omniglot",

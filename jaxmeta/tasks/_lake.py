@@ -151,7 +151,7 @@ def _places(classes: Classes, chosen: np.ndarray, rng: np.random.Generator) -> n
     if len(common) < 2:
         raise ValueError(f"a run wants two drawers of all its characters, but its {len(chosen)} have {len(common)}")
     pair = rng.choice(common, 2, replace=False)
-    return np.array([[np.flatnonzero(own == drawer)[0] for drawer in pair] for own in drawers])
+    return np.array([[rng.choice(np.flatnonzero(own == drawer)) for drawer in pair] for own in drawers])
 
 
 def _stacked(runs: list[Episode]) -> Episode:

@@ -71,7 +71,7 @@ def omniglot(
     Returns:
         Classes in order of background and evaluation, alphabet and number, with `uint8` images
         `[classes, 20, image_size, image_size, 1]`, ink 255 on 0, their alphabets as groups, and for each drawing which
-        of its alphabet's 20 drawers made it, 1 to 20.
+        of its alphabet's 20 drawers made it, 1 to 20; None where the order of the records does not tell.
 
     Raises:
         ValueError: `split` or `subset` is unknown, or `image_size` is not positive.
@@ -224,24 +224,27 @@ def _read(folder: Path, image_size: int) -> dict[Character, tuple[np.ndarray, np
 
 
 def _drawers(part: str, labelled: list[tuple[Character, int]]) -> list[int]:
-    """Who drew each record of a part, 1 to 20; zeros where their order does not tell.
+    """Who drew each record of a part.
 
-    No record says so, but TFDS writes records in the order of a hash of the part and of the drawing's name in the
-    archive, and that has the drawer in it. If all characters are where this order puts them, so are the drawers.
+    No record says so, but TFDS writes records in the order of a hash of the part's name and of each record's key, and
+    the key has the drawer in it: "Greek_3_0398_17.png" is label 397 by drawer 17. If all characters stand where this
+    order puts them, so do the drawers. `_omniglot_builder` gives the same keys.
 
     Args:
-        part: what is hashed first.
-        labelled: the character and the label of each record, as they are written.
+        part: the part's name, which is hashed first.
+        labelled: the character and the label of each record, in the order in which they are stored.
+
+    Returns:
+        Drawers, 1 to 20; zeros where the order is another.
     """
-    named = [
-        (f"{character.name}_{label + 1:04}_{drawer:02}.png", (character, label), drawer)
+    keyed = [
+        (hashlib.md5(f"{part}{character.name}_{label + 1:04}_{drawer:02}.png".encode()).digest(), character, drawer)
         for character, label in set(labelled)
         for drawer in range(1, _DRAWINGS + 1)
     ]
-    ordered = sorted(named, key=lambda drawing: hashlib.md5(f"{part}{drawing[0]}".encode()).digest())
-    if [drawing[1] for drawing in ordered] != labelled:
-        return [0] * len(labelled)
-    return [drawing[2] for drawing in ordered]
+    keyed.sort(key=lambda entry: entry[0])
+    told = [character for _, character, _ in keyed] == [character for character, _ in labelled]
+    return [drawer for _, _, drawer in keyed] if told else [0] * len(labelled)
 
 
 def _decode(png: bytes, image_size: int) -> np.ndarray:

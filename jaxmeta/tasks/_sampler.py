@@ -26,8 +26,8 @@ class Classes(NamedTuple):
         names: the name of each class.
         info: what describes the collection in a result file, JSON-able.
         groups: the group of each class, such as its alphabet; None where classes have none.
-        drawers: `[classes, most]`, who made each example, a number that means one person within a group; None where
-            that is not known.
+        drawers: `[classes, most]`, who made each example, a number that means one person within a group, and nothing
+            beyond `counts`; None where that is not known.
     """
 
     examples: np.ndarray
