@@ -1,8 +1,8 @@
 """Trains memory-augmented networks on Omniglot and judges them by presentation, as the paper does.
 
-    python benchmarks/mann.py --distort --out RUN                       # LRUA, one-hot labels
-    python benchmarks/mann.py --distort --addressing none --out RUN     # the LSTM baseline
-    python benchmarks/mann.py --distort --code strings --out RUN
+    python benchmarks/mann.py --out RUN                       # LRUA, one-hot labels
+    python benchmarks/mann.py --addressing none --out RUN     # the LSTM baseline
+    python benchmarks/mann.py --code strings --out RUN
 
 5 classes x 10 drawings of 20 x 20 pixels in one sequence, 1,200 characters in four turns each for training, and the
 other 423 for the test. `jaxmeta train mann` keeps its rate, and does not distort.
