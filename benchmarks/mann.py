@@ -55,6 +55,7 @@ def main() -> None:
     parser.add_argument("--written", default="own", choices=("own", "key"))
     parser.add_argument("--code", default="one_hot", choices=("one_hot", "strings"))
     parser.add_argument("--input-scale", type=float, default=4.0, help="how wide the images' weights start")
+    parser.add_argument("--strength", type=float, default=1.0, help="inverse temperature of reading")
     parser.add_argument("--distort", action="store_true", help="turn and shift training images a little")
     parser.add_argument("--ways", type=int, default=5)
     parser.add_argument("--steps", type=int, default=20_000)
@@ -64,7 +65,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     model = memory.MANN(
-        addressing=given.addressing, controller=given.controller, written=given.written, input_scale=given.input_scale
+        addressing=given.addressing,
+        controller=given.controller,
+        written=given.written,
+        input_scale=given.input_scale,
+        strength=given.strength,
     )
     distort = memory.turns_and_shifts() if given.distort else None
     learner = memory.mann(model, ways=given.ways, code=given.code, distort=distort)

@@ -155,7 +155,7 @@ def loop(params: Any, model: MANN, x: Any, labels: Any) -> Any:
             rows[order[0]] = 0
             for w, vector in zip(w_write, k if model.written == "key" else vectors[1], strict=True):
                 rows = rows + np.outer(w, vector)
-            w_read = softmax(cosines(k, rows))
+            w_read = softmax(model.strength * cosines(k, rows))
             usage = model.decay * usage + w_read.sum(0) + w_write.sum(0)
         else:
             erase, add = sigmoid(emitted[:WIDTH]), np.tanh(emitted[WIDTH : 2 * WIDTH])
@@ -186,7 +186,7 @@ VARIANTS = [
     {"controller": "feedforward"},
     {"addressing": "none"},
     {"controller": "feedforward", "addressing": "none"},
-    {"read_input": False, "decay": 0.95},
+    {"read_input": False, "decay": 0.95, "strength": 5.0},
     {"written": "key"},
 ]
 

@@ -4,7 +4,7 @@ LRUA, for a memory M `[slots, width]`, n heads with keys k, gates s and what the
 
     w^lu = the n least used slots of u, one for each head          w^w = s w^r + (1 - s) w^lu
     M    <- M with the least used slot zeroed, then + sum_heads w^w a^T
-    w^r  <- softmax( cos(k, M) )       r = w^r M                   u <- gamma u + sum_heads (w^r + w^w)
+    w^r  <- softmax( beta cos(k, M) )  r = w^r M                   u <- gamma u + sum_heads (w^r + w^w)
 
 NTM, for every head: content c = softmax(beta cos(k, M)), interpolated, shifted and sharpened,
 
@@ -15,7 +15,8 @@ NTM, for every head: content c = softmax(beta cos(k, M)), interpolated, shifted 
 | M | `memory` | | u, gamma (LRUA) | `usage`, `decay` |
 | w^r | `read_weights` | | w^w | `write_weights` |
 | k | `keys` | | a | `written`; the paper writes the keys |
-| beta, gamma (NTM) | `strength`, `sharpness` | | g, s | `gate`, `shift` |
+| beta | `strength`, 1 in LRUA's paper | | g, s | `gate`, `shift` |
+| gamma (NTM) | `sharpness` | | | |
 
 Everything is one step of one episode. What is not said otherwise follows the paper; where several heads make it
 silent: head r takes the r-th least used slot, one slot alone is zeroed, and usage adds up over heads.
@@ -112,7 +113,13 @@ def least_used(usage: jax.Array, count: int) -> jax.Array:
 
 
 def lrua_step(
-    state: LRUAState, keys: jax.Array, gates: jax.Array, *, decay: float, written: jax.Array | None = None
+    state: LRUAState,
+    keys: jax.Array,
+    gates: jax.Array,
+    *,
+    decay: float,
+    written: jax.Array | None = None,
+    strength: float = 1.0,
 ) -> tuple[LRUAState, jax.Array, jax.Array]:
     """Writes to the memory and reads from it, by least recent use.
 
@@ -122,6 +129,8 @@ def lrua_step(
         gates: `[reads]` in [0, 1], sigmoid(alpha): 1 writes where the head read before, 0 to the least used slot.
         decay: gamma, what is left of a usage after a step.
         written: `[reads, width]`, what is written; None for the keys, as in the paper's equation 7.
+        strength: beta, the inverse temperature of reading. At the paper's 1, the slot most like a key weighs at most
+            e^2 = 7.4 times as much as the least like one.
 
     Returns:
         `(state, read, write_weights)`: the memory after, `[reads, width]`, and `[reads, slots]`.
@@ -139,7 +148,7 @@ def lrua_step(
     memory = state.memory * (1 - least[0])[:, None] + jnp.einsum(
         "hs,hw->sw", write_weights, keys if written is None else written
     )
-    read_weights = jax.nn.softmax(cosine(keys, memory))
+    read_weights = jax.nn.softmax(strength * cosine(keys, memory))
     usage = decay * state.usage + (read_weights + write_weights).sum(0)
     return LRUAState(memory, usage, read_weights), read_weights @ memory, write_weights
 

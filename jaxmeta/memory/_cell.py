@@ -71,6 +71,7 @@ class Cell(NamedTuple):
     decay: float
     read_input: bool
     written: Written
+    strength: float
 
     @property
     def gates(self) -> int:
@@ -119,7 +120,12 @@ class Cell(NamedTuple):
     def _lrua(self, memory: LRUAState, emitted: jax.Array) -> tuple[LRUAState, jax.Array, Trace]:
         gates, vectors = emitted[: self.reads], jnp.tanh(emitted[self.reads :].reshape(-1, self.reads, self.width))
         memory, read, write_weights = lrua_step(
-            memory, vectors[0], jax.nn.sigmoid(gates), decay=self.decay, written=vectors[-1]
+            memory,
+            vectors[0],
+            jax.nn.sigmoid(gates),
+            decay=self.decay,
+            written=vectors[-1],
+            strength=self.strength,
         )
         return memory, read, Trace(memory.read_weights, write_weights, memory.usage)
 
@@ -158,6 +164,7 @@ class MANN(nn.Module):
         written: what a head of LRUA writes: `"own"`, a vector that the controller emits for it, as public
             re-implementations do; `"key"`, the key that it reads by, as in the paper's equation 7. Then one vector has
             to store the last input with its label and to look the new input up.
+        strength: LRUA's inverse temperature of reading; 1 in the paper. See `lrua_step`.
 
     References:
         Santoro, Bartunov, Botvinick, Wierstra, Lillicrap 2016, arXiv:1605.06065; Graves, Wayne, Danihelka 2014,
@@ -174,6 +181,7 @@ class MANN(nn.Module):
     input_scale: float = 1.0
     read_input: bool = True
     written: Written = "own"
+    strength: float = 1.0
 
     @nn.compact
     def __call__(
@@ -230,8 +238,9 @@ class MANN(nn.Module):
         for name in ("features", "width"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 1 or more, but is {getattr(self, name)}")
-        if not self.input_scale > 0:
-            raise ValueError(f"input_scale must be positive, but is {self.input_scale}")
+        for name in ("input_scale", "strength"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, but is {getattr(self, name)}")
         if not 0 < self.decay <= 1:
             raise ValueError(f"decay must be in (0, 1], but is {self.decay}")
         if self.addressing != "none" and not 1 <= self.reads <= self.slots:
