@@ -327,7 +327,8 @@ CELLS = {
         (Accuracy(5, 1, "98.95"),),
         "arXiv:1703.00837, table 1",
         None,
-        "Convolutions of 32 channels for the paper's 64.",
+        "Convolutions of 32 channels for the paper's 64. By the end, 98 % of the queries of training episodes come out "
+        "right, and fewer of new characters.",
     ),
     "lstm_meta_learner-omniglot-5w1s": Cell(
         "LSTM meta-learner",

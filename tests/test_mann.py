@@ -425,6 +425,11 @@ def test_memory_is_empty_at_the_start_of_every_episode() -> None:
             ValueError,
             "input_scale must be positive, but is 0.0",
         ),
+        (
+            lambda e: MANN(strength=-1.0).init(jax.random.key(0), e.support.x, e.support.x),
+            ValueError,
+            "strength must be positive, but is -1.0",
+        ),
         (lambda e: mann(MANN(**SMALL), ways=1), ValueError, "ways must be 2 or more, but is 1"),
         (lambda e: mann(MANN(**SMALL), ways=3126, code="strings"), ValueError, "there are 3125 strings of 5 letters"),
         (lambda e: mann(MANN(**SMALL), ways=3, code="words"), ValueError, "code must be one of"),  # type: ignore

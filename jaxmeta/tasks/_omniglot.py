@@ -237,8 +237,13 @@ def _drawers(part: str, labelled: list[tuple[Character, int]]) -> list[int]:
     Returns:
         Drawers, 1 to 20; zeros where the order is another.
     """
+
+    def place(character: Character, label: int, drawer: int) -> bytes:
+        key = f"{character.name}_{label + 1:04}_{drawer:02}.png"
+        return hashlib.md5(f"{part}{key}".encode(), usedforsecurity=False).digest()
+
     keyed = [
-        (hashlib.md5(f"{part}{character.name}_{label + 1:04}_{drawer:02}.png".encode()).digest(), character, drawer)
+        (place(character, label, drawer), character, drawer)
         for character, label in set(labelled)
         for drawer in range(1, _DRAWINGS + 1)
     ]
