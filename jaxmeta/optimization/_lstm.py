@@ -19,6 +19,7 @@ The authors' code feeds back a gate's value *before* the sigmoid where the equat
 `feedback="pre_sigmoid"`. It also divides gradients of the mean loss by the batch size once more: `gradient_scale`.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -82,11 +83,11 @@ class LSTMAdapted(NamedTuple):
 
 
 class _State(NamedTuple):
-    """A cell for each of P coordinates."""
+    """A cell for each of P coordinates; these are the last axis, for they are many and `hidden` is few."""
 
     theta: jax.Array  # [P]
-    hidden: jax.Array  # [P, hidden]
-    cell: jax.Array  # [P, hidden]
+    hidden: jax.Array  # [hidden, P]
+    cell: jax.Array  # [hidden, P]
     forget: jax.Array  # [P], what is fed back of it
     input: jax.Array  # [P]
 
@@ -132,10 +133,12 @@ def lstm_adapt(
     def step(state: _State, _: None) -> tuple[_State, tuple[jax.Array, ...]]:
         at = state.theta if differentiate else jax.lax.stop_gradient(state.theta)
         loss, grad = jax.value_and_grad(lambda theta: loss_fn(unravel(theta), batch))(at)
-        state, f, i = _cell(params, state, loss, gradient_scale * grad, feedback)
+        state, f, i = cell(params, state, loss, gradient_scale * grad)
         return state, (loss, f, i, state.theta)
 
-    blank, zeros = jnp.zeros((len(theta), len(params.layer.bias) // 4), theta.dtype), jnp.zeros_like(theta)
+    # Computed again in the backward pass: what it would store is 4 * hidden numbers for each weight and step.
+    cell = jax.checkpoint(functools.partial(_cell, feedback=feedback), prevent_cse=False)
+    blank, zeros = jnp.zeros((len(params.layer.bias) // 4, len(theta)), theta.dtype), jnp.zeros_like(theta)
     start = _State(theta, blank, blank, zeros, zeros)
     end, (losses, f, i, moved) = jax.lax.scan(step, start, length=steps)
     path = jnp.concatenate([theta[None], moved])
@@ -146,14 +149,14 @@ def _cell(
     params: MetaLSTM, state: _State, loss: jax.Array, grad: jax.Array, feedback: Feedback
 ) -> tuple[_State, jax.Array, jax.Array]:
     """One step of every coordinate: `(state, f, i)`."""
-    told = jnp.broadcast_to(log_sign(loss), (len(grad), 2))
-    inputs = jnp.concatenate([told, log_sign(grad), state.hidden], axis=1)
-    gates = inputs @ params.layer.kernel + params.layer.bias
-    hidden, cell = lstm_update(gates, state.cell)
+    for_loss, for_rest = params.layer.kernel[:2], params.layer.kernel[2:]
+    shared = log_sign(loss) @ for_loss + params.layer.bias
+    gates = for_rest.T @ jnp.concatenate([log_sign(grad).T, state.hidden]) + shared[:, None]
+    hidden, cell = jax.vmap(lstm_update, in_axes=1, out_axes=1)(gates, state.cell)
 
     def before_sigmoid(affine: Affine, previous: jax.Array) -> jax.Array:
         kernel = affine.kernel
-        return hidden @ kernel[:-2] + kernel[-2] * state.theta + kernel[-1] * previous + affine.bias
+        return kernel[:-2] @ hidden + kernel[-2] * state.theta + kernel[-1] * previous + affine.bias
 
     raw = before_sigmoid(params.forget, state.forget), before_sigmoid(params.input, state.input)
     f, i = map(jax.nn.sigmoid, raw)
