@@ -333,7 +333,7 @@ CELLS = {
     "lstm_meta_learner-omniglot-5w1s": Cell(
         "LSTM meta-learner",
         "Omniglot",
-        "jaxmeta train lstm_meta_learner --dataset omniglot --steps 4000",
+        "jaxmeta train lstm_meta_learner --dataset omniglot --split vinyals --steps 5000",
         ("python benchmarks/lstm_against_sgd.py RUN",),
         (Accuracy(5, 1, None),),
         "Ravi, Larochelle 2017, has no Omniglot",

@@ -130,14 +130,18 @@ def test_a_network_with_an_output_for_each_class_keeps_its_ways() -> None:
         presets.build(settings)
 
 
-def test_the_outer_rate_is_halved_and_relation_s_gradients_are_clipped_apart() -> None:
-    settings = dataclasses.replace(presets.settings("prototypical", "glyphs"), halve_every=2)
+@pytest.mark.parametrize("method", ["prototypical", "maml", "imaml", "lstm_meta_learner", "mann", "metanet"])
+def test_the_outer_rate_is_halved(method: str) -> None:
+    settings = dataclasses.replace(presets.settings(method, "glyphs"), halve_every=2, outer_lr=1e-3)
     optimizer, slope = presets.build(settings).optimizer, jnp.array(1.0)
     state, steps = optimizer.init(slope), []
     for _ in range(6):
         update, state = optimizer.update(slope, state)
         steps.append(-float(update))
-    np.testing.assert_allclose(steps, np.repeat([1e-3, 5e-4, 2.5e-4], 2), rtol=1e-4)
+    np.testing.assert_allclose(steps, np.repeat([1e-3, 5e-4, 2.5e-4], 2), rtol=5e-3)
+
+
+def test_relation_s_gradients_are_clipped_apart() -> None:
     optimizer = presets.build(presets.settings("relation", "glyphs")).optimizer
     grads = metric.RelationParams(jnp.full(4, 50.0), jnp.full(4, 1e-3))
     _, state = optimizer.update(grads, optimizer.init(grads))
@@ -275,6 +279,7 @@ def test_help_is_complete(command: tuple[str, ...], capsys: pytest.CaptureFixtur
         ),
         ("train relation --dataset glyphs --inner-lr 0.1", "--inner-lr is not for relation, which does not adapt by"),
         ("train siamese --dataset glyphs --temperature 2", "--temperature is not for siamese, whose kernel has none"),
+        ("train reptile --halve-every 9", "--halve-every is not for reptile, whose outer rate has a course of its own"),
         ("train maml --train-ways 20", "--train-ways is not for maml, whose network has one output for each class"),
         ("train matching --dataset glyphs --temperature 0", "temperature must be positive and finite, but is 0"),
         ("train prototypical --dataset glyphs --train-ways 0", "train_ways must be 1 or more, but is 0"),

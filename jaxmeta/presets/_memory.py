@@ -60,7 +60,7 @@ def _learner(settings: Settings, ways: int) -> MetaLearner:
 
 
 def _optimizer(settings: Settings) -> optax.GradientTransformation:
-    return optax.chain(optax.clip_by_global_norm(10.0), optax.adam(settings.outer_lr))
+    return optax.chain(optax.clip_by_global_norm(10.0), optax.adam(settings.rate))
 
 
 def _refused(method: str) -> Mapping[str, str]:
@@ -69,7 +69,6 @@ def _refused(method: str) -> Mapping[str, str]:
         "inner_steps": "which does not adapt by gradient steps",
         "inner_lr": "which does not adapt by gradient steps",
         "train_ways": "whose network has one output for each class of its episodes",
-        "halve_every": "whose outer rate stays",
         "temperature": "whose attention has none",
     }
 

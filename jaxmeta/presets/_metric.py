@@ -123,15 +123,12 @@ def _learner(settings: Settings, ways: int) -> MetaLearner:
 
 
 def _optimizer(settings: Settings) -> optax.GradientTransformation:
-    rate = settings.outer_lr
-    if settings.halve_every is not None:
-        rate = optax.exponential_decay(rate, settings.halve_every, 0.5, staircase=True)
     if settings.method == "relation":
         # Its code clips the gradients of the two networks apart, and gives each an Adam.
         clip = optax.clip_by_global_norm(0.5)
         parts = optax.partition({"encoder": clip, "relation": clip}, metric.RelationParams("encoder", "relation"))
-        return optax.chain(parts, optax.adam(rate))
-    return optax.adam(rate)
+        return optax.chain(parts, optax.adam(settings.rate))
+    return optax.adam(settings.rate)
 
 
 def _refused(method: str) -> Mapping[str, str]:

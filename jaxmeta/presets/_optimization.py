@@ -226,21 +226,22 @@ def _optimizer(settings: Settings) -> optax.GradientTransformation:
         case "maml_pp":
             return optax.adam(optax.cosine_decay_schedule(settings.outer_lr, settings.steps, alpha=1e-2))
         case "lstm_meta_learner":
-            return optax.chain(optax.clip_by_global_norm(0.25), optax.adam(settings.outer_lr))
+            return optax.chain(optax.clip_by_global_norm(0.25), optax.adam(settings.rate))
         case "imaml":
-            return optax.adam(settings.outer_lr, eps=1e-3)  # as in its code
+            return optax.adam(settings.rate, eps=1e-3)  # as in its code
         case _:
-            return optax.adam(settings.outer_lr)
+            return optax.adam(settings.rate)
 
 
 def _refused(method: str) -> Mapping[str, str]:
     found = {
         "train_ways": "whose network has one output for each class of its episodes",
-        "halve_every": "whose outer rate has a course of its own",
         "temperature": "which has no kernel",
         "image_size": "whose settings are for 28x28 images",
         "rotations": "whose turns are its paper's",
     }
+    if method in ("reptile", "maml_pp"):
+        found["halve_every"] = "whose outer rate has a course of its own"
     if method == "meta_sgd":
         found["inner_lr"] = "which draws its inner rates and learns them"
     if method == "lstm_meta_learner":

@@ -78,6 +78,13 @@ class Settings:
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive and finite, but is {getattr(self, name)}")
 
+    @property
+    def rate(self) -> optax.ScalarOrSchedule:
+        """The outer rate, and its halving where there is one."""
+        if self.halve_every is None:
+            return self.outer_lr
+        return optax.exponential_decay(self.outer_lr, self.halve_every, 0.5, staircase=True)
+
 
 class Family(NamedTuple):
     """A family of methods: what it takes to look a preset up and to build from it.
