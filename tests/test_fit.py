@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import assert_trees_close, assert_trees_equal
+from helpers import assert_trees_close, assert_trees_equal, to_float64
 
 from jaxmeta import Episode, MetaLearner, batch_meta_grad, fit, losses, maml, nn, tasks
 from jaxmeta.training import load_params
@@ -225,13 +225,30 @@ def test_runs_that_are_not_there_are_named(tmp_path: Path) -> None:
 
 
 def test_the_data_set_is_not_compiled_into_the_training_step() -> None:
-    from jaxmeta.training._fit import TrainState, _train_window
+    from jaxmeta.training._fit import TrainState, _compiled
 
     source = tasks.episodes(tasks.glyphs("train", classes=100, image_size=16), ways=5, shots=1, queries=1)
     learner = maml(nn.MLP((4,), 5), inner_optimizer=optax.sgd(0.1))
     params = learner.init(jax.random.key(0), source.sample(source.data, jax.random.key(0)))
     state = TrainState(params, OPTIMIZER.init(params))
-    lowered = _train_window.lower(
+    lowered = _compiled(one_episode=False).lower(
         learner, source.sample, OPTIMIZER, 2, None, None, 3, state, source.data, jax.random.key(0), 0
     )
     assert len(lowered.as_text()) < source.data[0].size
+
+
+@pytest.mark.usefixtures("float64")
+def test_one_episode_s_convolutions_use_every_core_and_give_the_same_gradients() -> None:
+    from jaxmeta.training._fit import _every_core
+
+    source = tasks.episodes(tasks.glyphs("train", classes=20), ways=3, shots=1, queries=1)
+    episode = to_float64(source.sample(source.data, jax.random.key(0)))
+    learner = maml(nn.Conv4(3, features=32), inner_optimizer=optax.sgd(0.1))
+    params = to_float64(learner.init(jax.random.key(1), episode))
+    lowered = jax.jit(lambda params: learner.meta_grad(params, episode, jax.random.key(2))[0]).lower(params)
+    options = _every_core()
+    assert (options is not None) == (jax.default_backend() == "cpu"), "this XLA knows the option by another name"
+    if options is not None:
+        usual, every_core = lowered.compile(), lowered.compile(compiler_options=options)
+        assert usual.as_text() != every_core.as_text()
+        assert_trees_close(every_core(params), usual(params), 1e-8, 1e-10)

@@ -164,8 +164,41 @@ def _train(
     return FitResult(_run.unbound(state.params), _run.unbound(state.opt_state), history)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5, 6), donate_argnums=(7,))
 def _train_window(
+    learner: MetaLearner,
+    sample: Callable[[Any, jax.Array], Any],
+    optimizer: optax.GradientTransformation,
+    meta_batch: int,
+    *rest: Any,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """`_window`, compiled; the state that it is given is gone after."""
+    return _compiled(one_episode=meta_batch == 1)(learner, sample, optimizer, meta_batch, *rest)
+
+
+@functools.cache
+def _compiled(*, one_episode: bool) -> Any:
+    options = _every_core() if one_episode else None
+    return jax.jit(_window, static_argnums=tuple(range(7)), donate_argnums=7, compiler_options=options)
+
+
+@functools.cache
+def _every_core() -> dict[str, Any] | None:
+    """Compiler options for a training step that one CPU device does alone; None elsewhere.
+
+    A single episode cannot be divided among devices, and XLA's convolutions from YNNPACK, its default here, keep one
+    core busy; its older ones use all. Several episodes, one device each, are faster with YNNPACK's.
+    """
+    options = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"}
+    if jax.default_backend() != "cpu":
+        return None
+    try:
+        jax.jit(lambda: jnp.zeros(()), compiler_options=options)()
+    except jax.errors.JaxRuntimeError:  # another XLA may not know the option
+        return None
+    return options
+
+
+def _window(
     learner: MetaLearner,
     sample: Callable[[Any, jax.Array], Any],
     optimizer: optax.GradientTransformation,
