@@ -13,7 +13,8 @@ from jaxmeta.presets._settings import Family, Settings, given, on_dataset
 # by quarters as more classes, 100,000 episodes; judged on the presentation after `shots` others. The paper's RMSProp
 # gives way to Adam with clipped gradients, as in re-implementations, of whom the 16 episodes in a step are too, and
 # heads that write a vector of their own where the paper writes their keys. The rate is three times theirs, and
-# weights of images start four times as wide, without which the plateau of guessing lasts longer.
+# weights of images start four times as wide, without which the plateau of guessing lasts longer. Cosines are divided by
+# 0.1 where the paper has no temperature: reading is sharper, and is learned in half the steps.
 _MANN = Settings(
     method="mann",
     dataset="omniglot",
@@ -23,6 +24,7 @@ _MANN = Settings(
     meta_batch=16,
     chunk=8,
     outer_lr=3e-3,
+    temperature=0.1,
     image_size=20,
     train_subset="trainval",
     train_rotations="classes",
@@ -52,7 +54,7 @@ def _preset(method: str, dataset: str, ways: int | None, shots: int | None, quer
 def _learner(settings: Settings, ways: int) -> MetaLearner:
     match settings.method:
         case "mann":
-            return memory.mann(memory.MANN(input_scale=4.0), ways=ways)
+            return memory.mann(memory.MANN(input_scale=4.0, strength=1 / settings.temperature), ways=ways)
         case "metanet":
             return memory.metanet(memory.AugmentedConv(ways, features=32))
         case _:
@@ -64,13 +66,14 @@ def _optimizer(settings: Settings) -> optax.GradientTransformation:
 
 
 def _refused(method: str) -> Mapping[str, str]:
-    del method
-    return {
+    found = {
         "inner_steps": "which does not adapt by gradient steps",
         "inner_lr": "which does not adapt by gradient steps",
         "train_ways": "whose network has one output for each class of its episodes",
-        "temperature": "whose attention has none",
     }
+    if method == "metanet":
+        found["temperature"] = "whose attention has none"
+    return found
 
 
 MEMORY = Family(("mann", "metanet"), _preset, _learner, _optimizer, _refused, any_ways=False, regression=False)

@@ -74,7 +74,7 @@ class Settings:
         for name in ("train_ways", "halve_every"):
             if (given := getattr(self, name)) is not None and given < 1:
                 raise ValueError(f"{name} must be 1 or more, but is {given}")
-        for name in ("inner_lr", "outer_lr", "proximal"):
+        for name in ("inner_lr", "outer_lr", "proximal", "temperature"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive and finite, but is {getattr(self, name)}")
 
