@@ -5,7 +5,7 @@
     python benchmarks/mann.py --code strings --out RUN
 
 5 classes x 10 drawings of 20 x 20 pixels in one sequence, 1,200 characters in four turns each for training, and the
-other 423 for the test. `jaxmeta train mann` keeps its rate, and does not distort.
+other 423 for the test. `jaxmeta train mann` keeps its rate, does not distort, and reads with a strength of 10.
 """
 
 import argparse

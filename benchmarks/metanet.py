@@ -1,6 +1,6 @@
 """Trains MetaNet on Omniglot, whole and without either kind of fast weights, and evaluates it, 5-way 1-shot.
 
-python benchmarks/metanet.py --steps 6000 --out RUN                   # the preset
+python benchmarks/metanet.py --steps 6000 --out RUN                   # as in the preset
 python benchmarks/metanet.py --without task --steps 6000 --out RUN    # keys from slow weights alone
 python benchmarks/metanet.py --without example --steps 500 --out RUN  # nothing left to learn labels with
 """
@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     preset = presets.settings("metanet", "omniglot")
-    settings = dataclasses.replace(preset, steps=given.steps, halve_every=given.halve_every)
+    settings = dataclasses.replace(preset, steps=given.steps, halve_every=given.halve_every or preset.halve_every)
     setup = presets.build(settings)
     model = memory.AugmentedConv(settings.ways, features=32)
     learner = memory.metanet(model, task_level=given.without != "task", example_level=given.without != "example")

@@ -18,7 +18,7 @@ import jax
 
 from jaxmeta import fit, presets
 from jaxmeta.cli._commands import use_cores
-from jaxmeta.training._fit import TrainState, _train_window
+from jaxmeta.training._fit import TrainState, train_window
 
 REPEATS = 7
 CASES = {"maml-sinusoid": ("maml", "sinusoid", 20_000), "maml-glyphs-conv4": ("maml", "glyphs", 200)}
@@ -88,9 +88,10 @@ def time_compiled(settings: presets.Settings, setup: presets.Setup) -> float:
     everywhere = NamedSharding(mesh, PartitionSpec())
     state = jax.device_put(TrainState(params, setup.optimizer.init(descended(params))), everywhere)
     data = jax.block_until_ready(jax.device_put(source.data, everywhere))
+    window = train_window(one_device=mesh.size == 1)
     began = time.perf_counter()
     for first in range(0, settings.steps, settings.log_every):
-        state, _ = _train_window(
+        state, _ = window(
             setup.learner,
             source.sample,
             setup.optimizer,

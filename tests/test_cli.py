@@ -11,7 +11,7 @@ import optax
 import pytest
 from test_tasks import draw_folder
 
-from jaxmeta import adapt, cli, losses, mask_by_path, metric, nn, presets
+from jaxmeta import adapt, cli, losses, mask_by_path, memory, metric, nn, presets
 from jaxmeta.cli._arguments import Train
 from jaxmeta.cli._commands import _train_options
 
@@ -139,6 +139,19 @@ def test_the_outer_rate_is_halved(method: str) -> None:
         update, state = optimizer.update(slope, state)
         steps.append(-float(update))
     np.testing.assert_allclose(steps, np.repeat([1e-3, 5e-4, 2.5e-4], 2), rtol=5e-3)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.1])
+def test_mann_reads_at_the_temperature_of_its_settings(temperature: float) -> None:
+    settings = dataclasses.replace(presets.settings("mann", "glyphs"), temperature=temperature, image_size=16)
+    assert presets.settings("mann", "glyphs").temperature == 0.1
+    setup, model = presets.build(settings), memory.MANN(input_scale=4.0, strength=1 / temperature)
+    key = jax.random.key(0)
+    support, query = setup.test_source.sample(setup.test_source.data, key)
+    params = model.init(key, support.x, jnp.zeros((len(support.x), settings.ways)))
+    learner = memory.mann(model, ways=settings.ways)
+    answers = [one.predict(params, support, query.x, key) for one in (setup.test_learner, learner)]
+    np.testing.assert_array_equal(*answers)
 
 
 def test_relation_s_gradients_are_clipped_apart() -> None:
@@ -281,6 +294,10 @@ def test_help_is_complete(command: tuple[str, ...], capsys: pytest.CaptureFixtur
         ("train siamese --dataset glyphs --temperature 2", "--temperature is not for siamese, whose kernel has none"),
         ("train reptile --halve-every 9", "--halve-every is not for reptile, whose outer rate has a course of its own"),
         ("train maml --train-ways 20", "--train-ways is not for maml, whose network has one output for each class"),
+        (
+            "train metanet --dataset glyphs --temperature 2",
+            "--temperature is not for metanet, whose attention has none",
+        ),
         ("train matching --dataset glyphs --temperature 0", "temperature must be positive and finite, but is 0"),
         ("train prototypical --dataset glyphs --train-ways 0", "train_ways must be 1 or more, but is 0"),
         ("train --shots 0", "shots must be 1 or more, but is 0"),

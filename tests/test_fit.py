@@ -225,30 +225,40 @@ def test_runs_that_are_not_there_are_named(tmp_path: Path) -> None:
 
 
 def test_the_data_set_is_not_compiled_into_the_training_step() -> None:
-    from jaxmeta.training._fit import TrainState, _compiled
+    from jaxmeta.training._fit import TrainState, train_window
 
     source = tasks.episodes(tasks.glyphs("train", classes=100, image_size=16), ways=5, shots=1, queries=1)
     learner = maml(nn.MLP((4,), 5), inner_optimizer=optax.sgd(0.1))
     params = learner.init(jax.random.key(0), source.sample(source.data, jax.random.key(0)))
     state = TrainState(params, OPTIMIZER.init(params))
-    lowered = _compiled(one_episode=False).lower(
+    lowered = train_window(one_device=False).lower(
         learner, source.sample, OPTIMIZER, 2, None, None, 3, state, source.data, jax.random.key(0), 0
     )
     assert len(lowered.as_text()) < source.data[0].size
 
 
 @pytest.mark.usefixtures("float64")
-def test_one_episode_s_convolutions_use_every_core_and_give_the_same_gradients() -> None:
-    from jaxmeta.training._fit import _every_core
+def test_one_device_convolves_otherwise_to_the_same_steps() -> None:
+    from jaxmeta.training._fit import TrainState, train_window
 
     source = tasks.episodes(tasks.glyphs("train", classes=20), ways=3, shots=1, queries=1)
-    episode = to_float64(source.sample(source.data, jax.random.key(0)))
     learner = maml(nn.Conv4(3, features=32), inner_optimizer=optax.sgd(0.1))
-    params = to_float64(learner.init(jax.random.key(1), episode))
-    lowered = jax.jit(lambda params: learner.meta_grad(params, episode, jax.random.key(2))[0]).lower(params)
-    options = _every_core()
-    assert (options is not None) == (jax.default_backend() == "cpu"), "this XLA knows the option by another name"
-    if options is not None:
-        usual, every_core = lowered.compile(), lowered.compile(compiler_options=options)
-        assert usual.as_text() != every_core.as_text()
-        assert_trees_close(every_core(params), usual(params), 1e-8, 1e-10)
+    params = to_float64(learner.init(jax.random.key(1), source.sample(source.data, jax.random.key(0))))
+    programs, moved = [], []
+    for one_device in (False, True):
+        window = train_window(one_device=one_device)
+        state = TrainState(jax.tree.map(jnp.array, params), OPTIMIZER.init(params))
+        compiled = window.lower(
+            learner, source.sample, OPTIMIZER, 1, None, 1, 2, state, source.data, jax.random.key(0), 0
+        ).compile()
+        programs.append(compiled.as_text())
+        moved.append(compiled(state, source.data, jax.random.key(0), 0)[0].params)
+    assert (programs[0] != programs[1]) == (jax.default_backend() == "cpu"), "has the option another name in this XLA?"
+    assert_trees_close(*moved, 1e-8, 1e-10)
+
+
+def test_a_user_s_own_choice_of_convolutions_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    from jaxmeta.training._fit import _on_every_core
+
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_experimental_ynn_fusion_type=")
+    assert _on_every_core() is None

@@ -16,7 +16,8 @@ import numpy as np  # noqa: E402
 import optax  # noqa: E402
 
 from jaxmeta import Batch, Episode, batch_meta_grad, losses, maml, nn, tasks  # noqa: E402
-from jaxmeta.training._fit import TrainState, _train_window  # noqa: E402
+from jaxmeta.meta_batch import divide  # noqa: E402
+from jaxmeta.training._fit import TrainState, train_window  # noqa: E402
 
 MODELS = {
     "mlp": nn.MLP((40, 40), 1),
@@ -76,25 +77,17 @@ def training(learner: Any, params: Any, case: dict[str, Any]) -> Any:
         source = tasks.episodes(classes, ways=5, shots=1, queries=case["queries"])
     optimizer = optax.adam(1e-3)
     state = TrainState(params, optimizer.init(params))
-    box = [jax.tree.map(jnp.array, state)]
+    box, key = [jax.tree.map(jnp.array, state)], jax.random.key(1)
+    episode = jax.eval_shape(source.sample, source.data, key)
+    mesh, chunk = divide(case["tasks"], None, None, learner.meta_grad, params, episode, key)
+    window = train_window(one_device=mesh.size == 1)
+    sizes = case["tasks"], chunk, mesh.size, case["repeat"]
 
-    def window() -> Any:
-        box[0], metrics = _train_window(
-            learner,
-            source.sample,
-            optimizer,
-            case["tasks"],
-            None,
-            None,
-            case["repeat"],
-            box[0],
-            source.data,
-            jax.random.key(1),
-            jnp.asarray(0),
-        )
+    def run() -> Any:
+        box[0], metrics = window(learner, source.sample, optimizer, *sizes, box[0], source.data, key, jnp.asarray(0))
         return metrics
 
-    return window
+    return run
 
 
 if __name__ == "__main__":

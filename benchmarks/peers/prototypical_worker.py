@@ -45,7 +45,8 @@ def jax_steps(file: Any, case: dict[str, Any]) -> Callable[[], None]:
     import optax
 
     from jaxmeta import nn, prototypical, tasks
-    from jaxmeta.training._fit import TrainState, _train_window
+    from jaxmeta.meta_batch import divide
+    from jaxmeta.training._fit import TrainState, train_window
 
     images = np.load(case["images"])
     classes = tasks.Classes(images, np.full(len(images), images.shape[1], np.int32), ("",) * len(images), {})
@@ -53,12 +54,14 @@ def jax_steps(file: Any, case: dict[str, Any]) -> Callable[[], None]:
     learner, optimizer = prototypical(nn.Conv4(None), ways=case["ways"]), optax.adam(1e-3)
     params = jax.tree.map(jnp.asarray, {"params": nested(file)})
     box = [TrainState(params, optimizer.init(params))]
-    keys = jax.random.key(1), jnp.asarray(0)
+    key = jax.random.key(1)
+    episode = jax.eval_shape(source.sample, source.data, key)
+    mesh, chunk = divide(case["tasks"], None, None, learner.meta_grad, params, episode, key)
+    window = train_window(one_device=mesh.size == 1)
+    sizes = case["tasks"], chunk, mesh.size, case["repeat"]
 
     def run() -> None:
-        box[0], metrics = _train_window(
-            learner, source.sample, optimizer, case["tasks"], None, None, case["repeat"], box[0], source.data, *keys
-        )
+        box[0], metrics = window(learner, source.sample, optimizer, *sizes, box[0], source.data, key, jnp.asarray(0))
         jax.block_until_ready(metrics)
 
     return run

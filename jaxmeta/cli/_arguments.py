@@ -46,7 +46,7 @@ class Train:
     halve_every: int | None = None
     """Outer steps after which the outer rate is halved, again and again. Default: the paper's."""
     temperature: float | None = None
-    """What distances or cosines are divided by, for methods that learn to compare. Default: the preset's."""
+    """What distances or cosines are divided by, for methods that compare. Default: the preset's."""
     image_size: int | None = None
     """Height and width of images in pixels. Default: the paper's."""
     split: Literal["vinyals", "maml", "lake"] | None = None

@@ -37,7 +37,8 @@ from jaxmeta.optimization._gradient_learner import check_learnable, init_model, 
 
 Feedback = Literal["gate", "pre_sigmoid"]
 
-_INPUTS = 4  # loss and gradient, two numbers each
+_LOSS = 2  # numbers that tell the loss
+_INPUTS = _LOSS + 2  # and those that tell a gradient
 
 
 class Affine(NamedTuple):
@@ -130,14 +131,15 @@ def lstm_adapt(
     _check(steps, feedback, gradient_scale)
     theta, unravel = ravel_pytree(params.start)
 
+    # Computed again in the backward pass, which would else keep 4 * hidden gates for each weight and step.
+    advance = jax.checkpoint(functools.partial(_advance, feedback=feedback), prevent_cse=False)
+
     def step(state: _State, _: None) -> tuple[_State, tuple[jax.Array, ...]]:
         at = state.theta if differentiate else jax.lax.stop_gradient(state.theta)
         loss, grad = jax.value_and_grad(lambda theta: loss_fn(unravel(theta), batch))(at)
-        state, f, i = cell(params, state, loss, gradient_scale * grad)
+        state, f, i = advance(params, state, loss, gradient_scale * grad)
         return state, (loss, f, i, state.theta)
 
-    # Computed again in the backward pass: what it would store is 4 * hidden numbers for each weight and step.
-    cell = jax.checkpoint(functools.partial(_cell, feedback=feedback), prevent_cse=False)
     blank, zeros = jnp.zeros((len(params.layer.bias) // 4, len(theta)), theta.dtype), jnp.zeros_like(theta)
     start = _State(theta, blank, blank, zeros, zeros)
     end, (losses, f, i, moved) = jax.lax.scan(step, start, length=steps)
@@ -145,11 +147,11 @@ def lstm_adapt(
     return LSTMAdapted(unravel(end.theta), losses, *(jax.vmap(unravel)(each) for each in (f, i, path)))
 
 
-def _cell(
+def _advance(
     params: MetaLSTM, state: _State, loss: jax.Array, grad: jax.Array, feedback: Feedback
 ) -> tuple[_State, jax.Array, jax.Array]:
     """One step of every coordinate: `(state, f, i)`."""
-    for_loss, for_rest = params.layer.kernel[:2], params.layer.kernel[2:]
+    for_loss, for_rest = params.layer.kernel[:_LOSS], params.layer.kernel[_LOSS:]
     shared = log_sign(loss) @ for_loss + params.layer.bias
     gates = for_rest.T @ jnp.concatenate([log_sign(grad).T, state.hidden]) + shared[:, None]
     hidden, cell = jax.vmap(lstm_update, in_axes=1, out_axes=1)(gates, state.cell)

@@ -127,8 +127,8 @@ def _optimizer(settings: Settings) -> optax.GradientTransformation:
         # Its code clips the gradients of the two networks apart, and gives each an Adam.
         clip = optax.clip_by_global_norm(0.5)
         parts = optax.partition({"encoder": clip, "relation": clip}, metric.RelationParams("encoder", "relation"))
-        return optax.chain(parts, optax.adam(settings.rate))
-    return optax.adam(settings.rate)
+        return optax.chain(parts, optax.adam(settings.outer_rate))
+    return optax.adam(settings.outer_rate)
 
 
 def _refused(method: str) -> Mapping[str, str]:

@@ -226,11 +226,11 @@ def _optimizer(settings: Settings) -> optax.GradientTransformation:
         case "maml_pp":
             return optax.adam(optax.cosine_decay_schedule(settings.outer_lr, settings.steps, alpha=1e-2))
         case "lstm_meta_learner":
-            return optax.chain(optax.clip_by_global_norm(0.25), optax.adam(settings.rate))
+            return optax.chain(optax.clip_by_global_norm(0.25), optax.adam(settings.outer_rate))
         case "imaml":
-            return optax.adam(settings.rate, eps=1e-3)  # as in its code
+            return optax.adam(settings.outer_rate, eps=1e-3)  # as in its code
         case _:
-            return optax.adam(settings.rate)
+            return optax.adam(settings.outer_rate)
 
 
 def _refused(method: str) -> Mapping[str, str]:

@@ -79,8 +79,8 @@ class Settings:
                 raise ValueError(f"{name} must be positive and finite, but is {getattr(self, name)}")
 
     @property
-    def rate(self) -> optax.ScalarOrSchedule:
-        """The outer rate, and its halving where there is one."""
+    def outer_rate(self) -> optax.ScalarOrSchedule:
+        """The outer rate of methods that give it no course of their own; a schedule where it is halved."""
         if self.halve_every is None:
             return self.outer_lr
         return optax.exponential_decay(self.outer_lr, self.halve_every, 0.5, staircase=True)

@@ -104,7 +104,8 @@ def fit(
     mesh, each = divide(meta_batch, devices, chunk, learner.meta_grad, start_at, episode, train_key)
     everywhere = NamedSharding(mesh, PartitionSpec())
     state = TrainState(start_at, optimizer.init(descended(start_at)))
-    window = functools.partial(_train_window, learner, source.sample, optimizer, meta_batch, each, mesh.size)
+    compiled = train_window(one_device=mesh.size == 1)
+    window = functools.partial(compiled, learner, source.sample, optimizer, meta_batch, each, mesh.size)
     data = jax.device_put(source.data, everywhere)
     run = functools.partial(_train, window, data, train_key, steps, log_every, meta_batch, progress)
 
@@ -164,33 +165,23 @@ def _train(
     return FitResult(_run.unbound(state.params), _run.unbound(state.opt_state), history)
 
 
-def _train_window(
-    learner: MetaLearner,
-    sample: Callable[[Any, jax.Array], Any],
-    optimizer: optax.GradientTransformation,
-    meta_batch: int,
-    *rest: Any,
-) -> tuple[TrainState, dict[str, jax.Array]]:
-    """`_window`, compiled; the state that it is given is gone after."""
-    return _compiled(one_episode=meta_batch == 1)(learner, sample, optimizer, meta_batch, *rest)
-
-
 @functools.cache
-def _compiled(*, one_episode: bool) -> Any:
-    options = _every_core() if one_episode else None
+def train_window(*, one_device: bool) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+    """`_window`, compiled for one device or for several; the state that it is given is gone after."""
+    options = _on_every_core() if one_device else None
     return jax.jit(_window, static_argnums=tuple(range(7)), donate_argnums=7, compiler_options=options)
 
 
-@functools.cache
-def _every_core() -> dict[str, Any] | None:
+def _on_every_core() -> dict[str, Any] | None:
     """Compiler options for a training step that one CPU device does alone; None elsewhere.
 
-    A single episode cannot be divided among devices, and XLA's convolutions from YNNPACK, its default here, keep one
-    core busy; its older ones use all. Several episodes, one device each, are faster with YNNPACK's.
+    XLA's convolutions from YNNPACK, its default on CPU, keep one core busy; its older ones use all. Several devices,
+    each on a core of its own, are faster with YNNPACK's.
     """
-    options = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"}
-    if jax.default_backend() != "cpu":
+    option = "xla_cpu_experimental_ynn_fusion_type"
+    if jax.default_backend() != "cpu" or option in os.environ.get("XLA_FLAGS", ""):
         return None
+    options = {option: "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"}
     try:
         jax.jit(lambda: jnp.zeros(()), compiler_options=options)()
     except jax.errors.JaxRuntimeError:  # another XLA may not know the option
