@@ -54,7 +54,10 @@ def _preset(method: str, dataset: str, ways: int | None, shots: int | None, quer
 def _learner(settings: Settings, ways: int) -> MetaLearner:
     match settings.method:
         case "mann":
-            return memory.mann(memory.MANN(input_scale=4.0, strength=1 / settings.temperature), ways=ways)
+            model = memory.MANN(input_scale=4.0, strength=1 / settings.temperature)
+            # Omniglot's training images are turned and shifted; images of one's own are not.
+            distort = memory.turns_and_shifts() if settings.dataset == "omniglot" else None
+            return memory.mann(model, ways=ways, distort=distort)
         case "metanet":
             return memory.metanet(memory.AugmentedConv(ways, features=32))
         case _:
