@@ -74,7 +74,18 @@ class OneShot(NamedTuple):
         return 100 * found["accuracy"], 100 * found["interval"]
 
 
-Row = Accuracy | Error | Presentation | OneShot
+class Descent(NamedTuple):
+    """The accuracy in per cent of gradient descent from the initialisation that a learned optimiser starts from."""
+
+    paper: str | None
+    what: str = "5 ways, 1 shot, gradient descent from its initialisation, %"
+
+    def find(self, result: Result) -> tuple[float, float] | None:
+        found = result["against_sgd"]["sgd_from_its_initialisation"]
+        return 100 * found["mean"], 100 * found["interval"]
+
+
+Row = Accuracy | Error | Presentation | OneShot | Descent
 
 
 class Cell(NamedTuple):
@@ -357,12 +368,16 @@ CELLS = {
         "Convolutions of 32 channels for the paper's 64. By the end, 98 % of the queries of training episodes come out "
         "right, and fewer of new characters.",
     ),
+    # Vinyals' split, with its validation characters for the rate of gradient descent.
     "lstm_meta_learner-omniglot-5w1s": Cell(
         "LSTM meta-learner",
         "Omniglot",
         "jaxmeta train lstm_meta_learner --dataset omniglot --split vinyals --steps 5000",
         ("python benchmarks/lstm_against_sgd.py RUN",),
-        (Accuracy(5, 1, None),),
+        (Accuracy(5, 1, None), Descent(None)),
         "Ravi, Larochelle 2017, has no Omniglot",
+        None,
+        "By the end, 91 % of the queries of training episodes come out right, and the rate has not fallen. Gradient "
+        "descent has the best of 24 rates and numbers of steps, by validation characters.",
     ),
 }
