@@ -56,7 +56,9 @@ def main() -> None:
     parser.add_argument("--code", default="one_hot", choices=("one_hot", "strings"))
     parser.add_argument("--input-scale", type=float, default=4.0, help="how wide the images' weights start")
     parser.add_argument("--strength", type=float, default=10.0, help="LRUA's inverse temperature; 1 in the paper")
-    parser.add_argument("--distort", action=argparse.BooleanOptionalAction, default=True, help="training images")
+    parser.add_argument(
+        "--distort", action=argparse.BooleanOptionalAction, default=True, help="turn and shift training images"
+    )
     parser.add_argument("--ways", type=int, default=5)
     parser.add_argument("--steps", type=int, default=20_000)
     parser.add_argument("--learning-rate", type=float, default=3e-3, help="Adam's at first; it falls to 0, by a cosine")

@@ -68,23 +68,31 @@ def main() -> None:
 
 
 def training(learner: Any, params: Any, case: dict[str, Any]) -> Any:
-    """A window of training steps as `jaxmeta.fit` runs it, sampling inside."""
+    """A window of training steps on the case's tasks."""
     if case["network"] == "mlp":
         source = tasks.sinusoid(shots=10, queries=10)
     else:
-        images = np.load(case["images"])
-        classes = tasks.Classes(images, np.full(len(images), images.shape[1], np.int32), ("",) * len(images), {})
-        source = tasks.episodes(classes, ways=5, shots=1, queries=case["queries"])
-    optimizer = optax.adam(1e-3)
-    state = TrainState(params, optimizer.init(params))
-    box, key = [jax.tree.map(jnp.array, state)], jax.random.key(1)
+        source = tasks.episodes(classes_of(case), ways=5, shots=1, queries=case["queries"])
+    return window(learner, params, source, case)
+
+
+def classes_of(case: dict[str, Any]) -> tasks.Classes:
+    """The case's images."""
+    images = np.load(case["images"])
+    return tasks.Classes(images, np.full(len(images), images.shape[1], np.int32), ("",) * len(images), {})
+
+
+def window(learner: Any, params: Any, source: tasks.Source, case: dict[str, Any]) -> Any:
+    """`repeat` training steps as `jaxmeta.fit` runs them, sampling inside."""
+    optimizer, key = optax.adam(1e-3), jax.random.key(1)
+    box = [jax.tree.map(jnp.array, TrainState(params, optimizer.init(params)))]
     episode = jax.eval_shape(source.sample, source.data, key)
     mesh, chunk = divide(case["tasks"], None, None, learner.meta_grad, params, episode, key)
-    window = train_window(one_device=mesh.size == 1)
+    compiled = train_window(one_device=mesh.size == 1)
     sizes = case["tasks"], chunk, mesh.size, case["repeat"]
 
     def run() -> Any:
-        box[0], metrics = window(learner, source.sample, optimizer, *sizes, box[0], source.data, key, jnp.asarray(0))
+        box[0], metrics = compiled(learner, source.sample, optimizer, *sizes, box[0], source.data, key, jnp.asarray(0))
         return metrics
 
     return run

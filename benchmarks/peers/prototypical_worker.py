@@ -39,32 +39,14 @@ def nested(file: Any) -> dict[str, Any]:
 def jax_steps(file: Any, case: dict[str, Any]) -> Callable[[], None]:
     """A window of `fit`'s training steps, as `jaxmeta train` runs them."""
     import jax
-
-    jax.config.update("jax_num_cpu_devices", 2)
-    import jax.numpy as jnp
-    import optax
+    from jax_worker import classes_of, window
 
     from jaxmeta import nn, prototypical, tasks
-    from jaxmeta.meta_batch import divide
-    from jaxmeta.training._fit import TrainState, train_window
 
-    images = np.load(case["images"])
-    classes = tasks.Classes(images, np.full(len(images), images.shape[1], np.int32), ("",) * len(images), {})
-    source = tasks.episodes(classes, ways=case["ways"], shots=case["shots"], queries=case["queries"])
-    learner, optimizer = prototypical(nn.Conv4(None), ways=case["ways"]), optax.adam(1e-3)
-    params = jax.tree.map(jnp.asarray, {"params": nested(file)})
-    box = [TrainState(params, optimizer.init(params))]
-    key = jax.random.key(1)
-    episode = jax.eval_shape(source.sample, source.data, key)
-    mesh, chunk = divide(case["tasks"], None, None, learner.meta_grad, params, episode, key)
-    window = train_window(one_device=mesh.size == 1)
-    sizes = case["tasks"], chunk, mesh.size, case["repeat"]
-
-    def run() -> None:
-        box[0], metrics = window(learner, source.sample, optimizer, *sizes, box[0], source.data, key, jnp.asarray(0))
-        jax.block_until_ready(metrics)
-
-    return run
+    source = tasks.episodes(classes_of(case), ways=case["ways"], shots=case["shots"], queries=case["queries"])
+    params = jax.tree.map(jax.numpy.asarray, {"params": nested(file)})
+    steps = window(prototypical(nn.Conv4(None), ways=case["ways"]), params, source, case)
+    return lambda: jax.block_until_ready(steps())
 
 
 class Net:
