@@ -60,7 +60,7 @@ def main() -> None:
         "--distort", action=argparse.BooleanOptionalAction, default=True, help="turn and shift training images"
     )
     parser.add_argument("--ways", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=20_000)
+    parser.add_argument("--steps", type=int, default=30_000)
     parser.add_argument("--learning-rate", type=float, default=3e-3, help="Adam's; it falls to 0 in the last fifth")
     parser.add_argument("--episodes", type=int, default=600)
     parser.add_argument("--seed", type=int, default=0)
