@@ -106,7 +106,7 @@ def in_turns(runs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, f
 
 def matmul() -> tuple[Callable[[], Any], int]:
     """A square single-precision product on each device at once, as a function without arguments, and its FLOPs."""
-    size, devices = 1536, jax.devices()
+    size, devices = 1536 if jax.default_backend() == "cpu" else 8192, jax.devices()
     mesh = jax.sharding.Mesh(devices, ("devices",))
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("devices"))
     x = jax.device_put(jnp.ones((len(devices), size, size)), sharding)
@@ -121,9 +121,11 @@ def undisturbed_seconds(history: Sequence[Mapping[str, Any]], steps: int, meta_b
 
 
 def write(name: str, report: dict[str, Any]) -> None:
-    """Writes a report into `results/`, with the machine and the versions."""
-    machine = {"cores": os.cpu_count(), "processor": platform.machine(), "devices": [str(d) for d in jax.devices()]}
+    """Writes a report into `results/`, with the machine and the versions; `NAME-gpu.json` from a GPU."""
+    devices = [f"{device.device_kind}:{device.id}" for device in jax.devices()]
+    machine = {"cores": os.cpu_count(), "processor": platform.machine(), "devices": devices}
     versions = {"jax": jax.__version__, "python": platform.python_version()}
-    path = Path(__file__).parent / "results" / f"{name}.json"
+    backend = jax.default_backend()
+    path = Path(__file__).parent / "results" / f"{name}{'' if backend == 'cpu' else '-' + backend}.json"
     path.write_text(json.dumps({**report, "machine": machine, "versions": versions}, indent=2) + "\n")
     print(f"written to {path}")

@@ -1,4 +1,4 @@
-"""Convolutions and Hessian-vector products: what each form of them costs, under per-task weights and alone.
+"""Convolutions and Hessian-vector products: what each form of them costs, with one kernel and with per-task kernels.
 
 python benchmarks/derivatives.py
 """
@@ -11,14 +11,19 @@ import jax.numpy as jnp
 from common import CONV4, first, images, in_turns, task_loss, write
 
 from jaxmeta import nn
+from jaxmeta.nn import _trilinear
 
-TASKS, IMAGES, REPEATS = 8, 15, 7
+REPEATS = 7
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
 def main() -> None:
-    report: dict[str, Any] = {"command": "python benchmarks/derivatives.py", "tasks": TASKS, "images_a_task": IMAGES}
-    report["convolutions_ms"] = {f"{size}x{size}": convolutions(size) for size in (14, 7)}
+    report: dict[str, Any] = {"command": "python benchmarks/derivatives.py"}
+    report["one_kernel_ms"] = {f"{size}x{size}": one_kernel(size) for size in (28, 14, 7)}
+    cases = [(8, 15, 14), (8, 15, 7)]
+    if jax.default_backend() != "cpu":  # where these are too small to tell anything but the time of a launch
+        cases += [(32, 80, 14), (32, 80, 7)]
+    report["convolutions_ms"] = {f"{t} x {n} images of {size}x{size}": convolutions(t, n, size) for t, n, size in cases}
     report["hessian_vector_products"] = {form: hvp(form) for form in CONV4}
     write("derivatives", report)
 
@@ -37,14 +42,36 @@ def patches(x: jax.Array, w: jax.Array) -> jax.Array:
     return seen @ w.transpose(2, 0, 1, 3).reshape(-1, w.shape[-1])
 
 
+def one_kernel(size: int) -> dict[str, dict[str, float]]:
+    """Milliseconds of a 64-channel 3x3 convolution of 320 images and of its two transposes, in three forms."""
+    x = jax.random.normal(jax.random.key(0), (320, size, size, 64))
+    g = jax.random.normal(jax.random.key(1), x.shape)
+    w = 0.05 * jax.random.normal(jax.random.key(2), (3, 3, 64, 64))
+    shape = {"strides": (1, 1), "pads": ((1, 1), (1, 1)), "sizes": (size, size), "window": (3, 3), "precision": None}
+    forms = {
+        "as JAX does": _trilinear._as_jax_does,
+        "axes in their usual order": _trilinear._for_cpu,
+        "slices and products": _trilinear._as_products,
+    }
+    found: dict[str, dict[str, float]] = {}
+    for name, form in forms.items():
+        runs = {}
+        for kind, operands in {"y": (x, w), "x": (g, w), "w": (x, g)}.items():
+            run = jax.jit(lambda a, b, form=form, kind=kind: form(a, b, kind=kind, **shape))
+            runs[kind] = lambda run=run, operands=operands: run(*operands)
+        found[name] = {kind: 1e3 * value for kind, value in in_turns(runs, REPEATS).items()}
+        print(size, name, {kind: round(value, 3) for kind, value in found[name].items()}, flush=True)
+    return found
+
+
 def one_by_one(f: Callable[..., Any]) -> Callable[..., Any]:
     return lambda x, w: jax.lax.map(lambda pair: f(*pair), (x, w))
 
 
-def convolutions(size: int) -> dict[str, dict[str, float]]:
+def convolutions(count: int, images: int, size: int) -> dict[str, dict[str, float]]:
     """Milliseconds of 64-channel 3x3 convolutions with a kernel for each task: values, gradients, Hessian products."""
-    x = jax.random.normal(jax.random.key(0), (TASKS, IMAGES, size, size, 64))
-    w = 0.05 * jax.random.normal(jax.random.key(1), (TASKS, 3, 3, 64, 64))
+    x = jax.random.normal(jax.random.key(0), (count, images, size, size, 64))
+    w = 0.05 * jax.random.normal(jax.random.key(1), (count, 3, 3, 64, 64))
     found: dict[str, dict[str, float]] = {}
     for name, conv in {"stock": stock, "slices and products": ours, "patches and a product": patches}.items():
 
@@ -59,7 +86,8 @@ def convolutions(size: int) -> dict[str, dict[str, float]]:
             runs = {what: jax.jit(mapped(f)) for what, f in forms.items()}
             seconds = in_turns({what: lambda run=run: run(x, w) for what, run in runs.items()}, REPEATS)
             found[f"{name}, {over}"] = {what: 1e3 * value for what, value in seconds.items()}
-            print(size, f"{name}, {over}", {k: round(v, 2) for k, v in found[f"{name}, {over}"].items()}, flush=True)
+            rounded = {what: round(value, 2) for what, value in found[f"{name}, {over}"].items()}
+            print(f"{count} x {images} images of {size}x{size}, {name}, {over}", rounded, flush=True)
     return found
 
 

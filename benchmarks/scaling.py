@@ -1,4 +1,4 @@
-"""Time of an exact meta-gradient: in inner steps, tasks, ways and width, of checkpoints, and of a deep inner model.
+"""Time of an exact meta-gradient: in inner steps, tasks, chunks of tasks, ways and width, of checkpoints, and deep.
 
 python benchmarks/scaling.py
 """
@@ -11,7 +11,7 @@ import jax
 import optax
 from common import CONV4, TRANSFORMERS, first, images, in_turns, sequences, task_loss, write
 
-from jaxmeta import adapt, batch_meta_grad, maml, nn
+from jaxmeta import adapt, batch_meta_grad, maml
 from jaxmeta.cli._commands import use_cores
 
 REPEATS = 5
@@ -24,18 +24,34 @@ def main() -> None:
     report["in_tasks"] = sweep({str(t): conv4(tasks=t) for t in (4, 8, 16, 32)})
     report["in_ways"] = sweep({str(w): conv4(ways=w) for w in (5, 10, 20)})
     report["in_width"] = sweep({str(f): conv4(features=f) for f in (16, 32, 64, 128)})
+    report["in_chunks"] = {
+        f"{form}, {q} queries a class, K = {k}": sweep(
+            {str(c or "default"): conv4(form=form, tasks=32, queries=q, steps=k, chunk=c) for c in (1, 4, 16, None)}
+        )
+        for form in CONV4
+        for q, k in ((15, 1), (3, 5))
+    }
     report["checkpoints"] = checkpoints()
     report["transformer"] = transformer()
     write("scaling", report)
 
 
-def conv4(*, steps: int = 1, tasks: int = 8, ways: int = 5, features: int = 64) -> tuple[Callable[[], Any], float]:
+def conv4(
+    *,
+    form: str = "stride",
+    steps: int = 1,
+    tasks: int = 8,
+    queries: int = 3,
+    ways: int = 5,
+    features: int = 64,
+    chunk: int | None = None,
+) -> tuple[Callable[[], Any], float]:
     """A compiled meta-gradient as a function without arguments, and the seconds of its compilation."""
-    model = nn.Conv4(ways, features=features, pool="stride", readout="mean", norm_scale=False)
-    episodes = images(tasks, 3, ways=ways)
+    model = CONV4[form].clone(outputs=ways, features=features)
+    episodes = images(tasks, queries, ways=ways)
     params = model.init(jax.random.key(0), first(episodes).support.x)
     learner = maml(model, inner_optimizer=optax.sgd(0.4), steps=steps)
-    return compiled(lambda p, e: batch_meta_grad(learner, p, e, jax.random.key(1)), params, episodes)
+    return compiled(lambda p, e: batch_meta_grad(learner, p, e, jax.random.key(1), chunk=chunk), params, episodes)
 
 
 def compiled(fn: Callable[..., Any], *args: Any) -> tuple[Callable[[], Any], float]:

@@ -199,6 +199,20 @@ def test_a_convolution_keeps_its_derivatives_of_every_order_under_vmap(size, str
 
 
 @pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("kind", ["y", "x", "w"])
+@pytest.mark.parametrize(("size", "strides", "pads"), [(8, (1, 1), (1, 1)), (7, (2, 2), (1, 1)), (9, (2, 1), (0, 2))])
+def test_the_forms_of_every_backend_are_the_same(kind, size, strides, pads) -> None:
+    """Which of them a backend takes is its own affair; here all of them run on this one."""
+    shape = {"strides": strides, "pads": (pads, pads), "sizes": (size, size), "window": (3, 3), "precision": None}
+    x, w = (jax.random.normal(jax.random.key(i), s) for i, s in enumerate([(3, size, size, 2), (3, 3, 2, 4)]))
+    g = jnp.cos(_trilinear._as_products(x, w, kind="y", **shape))
+    operands = {"y": (x, w), "x": (g, w), "w": (x, g)}[kind]
+    expected = _trilinear._as_products(*operands, kind=kind, **shape)
+    for form in (_trilinear._as_jax_does, _trilinear._for_cpu):
+        np.testing.assert_allclose(form(*operands, kind=kind, **shape), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("images", [4, 6, 7])
 @pytest.mark.parametrize("strides", [(1, 1), (2, 2)])
 def test_a_kernel_s_gradient_is_the_sum_over_slices_of_the_images(monkeypatch, images: int, strides) -> None:

@@ -6,8 +6,9 @@ Value and derivatives of a convolution are three views of one trilinear form,
     y(x, w) = dT/dg,      x'(g, w) = dT/dx,      w'(x, g) = dT/dw,
 
 and every derivative, of any order, of one of them is one of them. So one primitive with three kinds needs no other
-operation, and each kind runs as the ordinary convolution or product that is fastest for it: left to itself, reverse
-mode makes convolutions with their axes transposed, which a CPU runs as scalar code inside a loop.
+operation, and each kind runs as the ordinary convolution or product that is fastest for it. On CPU that is not what
+reverse mode makes of it, convolutions with their axes transposed, which run as scalar code inside a loop; libraries for
+accelerators have kernels for just these.
 
 Mapped over kernels by `jax.vmap`, each kind becomes slices and matrix products, whose cost grows as the tasks do.
 """
@@ -15,6 +16,7 @@ Mapped over kernels by `jax.vmap`, each kind becomes slices and matrix products,
 import functools
 import itertools
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -70,25 +72,32 @@ def product(x: jax.Array, w: jax.Array, strides: Any, pads: Any, dilation: Any, 
     return jnp.matmul(seen, w.reshape(math.prod(w.shape[:-1]), w.shape[-1]), **kwargs)
 
 
-def _as_products(
-    a: jax.Array, b: jax.Array, *, kind: Kind, strides: Any, pads: Pads, sizes: Any, window: Any, precision: Any
-) -> jax.Array:
-    """Any kind as slices and products; the derivatives by transposing the value."""
-
-    def value(x: jax.Array, w: jax.Array) -> jax.Array:
-        return product(x, w, strides, pads, (1, 1), precision=precision)
-
+def _of_value(value: Callable[..., jax.Array], a: jax.Array, b: jax.Array, *, kind: Kind, **params: Any) -> jax.Array:
+    """Any kind: `value(x, w)`, or one of its two transposes."""
     if kind == "y":
         return value(a, b)
     if kind == "x":
-        like = jax.ShapeDtypeStruct((a.shape[0], *sizes, b.shape[2]), a.dtype)
+        like = jax.ShapeDtypeStruct((a.shape[0], *params["sizes"], b.shape[2]), a.dtype)
         return jax.linear_transpose(lambda x: value(x, b), like)(a)[0]
-    like = jax.ShapeDtypeStruct((*window, a.shape[3], b.shape[3]), a.dtype)
+    like = jax.ShapeDtypeStruct((*params["window"], a.shape[3], b.shape[3]), a.dtype)
     return jax.linear_transpose(lambda w: value(a, w), like)(b)[0]
 
 
-def _as_convolutions(a: jax.Array, b: jax.Array, *, kind: Kind, sliced: bool = False, **params: Any) -> jax.Array:
-    """Any kind as a convolution with its axes in the usual order; the kind "w", if asked, in slices of the images."""
+def _as_products(a: jax.Array, b: jax.Array, **params: Any) -> jax.Array:
+    """Any kind as slices and products."""
+    strides, pads, precision = (params[name] for name in ("strides", "pads", "precision"))
+    return _of_value(lambda x, w: product(x, w, strides, pads, (1, 1), precision=precision), a, b, **params)
+
+
+def _as_jax_does(a: jax.Array, b: jax.Array, **params: Any) -> jax.Array:
+    """Any kind as JAX's own convolution, transposed where need be."""
+    strides, pads, precision = (params[name] for name in ("strides", "pads", "precision"))
+    convolve = functools.partial(jax.lax.conv_general_dilated, dimension_numbers=_LAYOUT, precision=precision)
+    return _of_value(lambda x, w: convolve(x, w, strides, pads), a, b, **params)
+
+
+def _for_cpu(a: jax.Array, b: jax.Array, *, kind: Kind, **params: Any) -> jax.Array:
+    """Any kind as a convolution with its axes in the usual order; the kind "w" in slices of the images."""
     strides, pads, sizes, window = (params[name] for name in ("strides", "pads", "sizes", "window"))
     convolve = functools.partial(jax.lax.conv_general_dilated, dimension_numbers=_LAYOUT, precision=params["precision"])
     if kind == "y":
@@ -102,7 +111,7 @@ def _as_convolutions(a: jax.Array, b: jax.Array, *, kind: Kind, sliced: bool = F
             for k, (low, _), size, out in zip(window, pads, sizes, a.shape[1:3], strict=True)
         ]
         return convolve(a, flipped, (1, 1), back)
-    return _over_slices(a, b, **params) if sliced else _channels_as_images(a, b, **params)
+    return _over_slices(a, b, **params)
 
 
 def _over_slices(x: jax.Array, g: jax.Array, **params: Any) -> jax.Array:
@@ -180,11 +189,9 @@ def _batch(args: tuple[jax.Array, jax.Array], axes: tuple[Any, Any], **params: A
     return each(*first), 0
 
 
-_on_cpu = functools.partial(_as_convolutions, sliced=True)
-
 conv2d_p.def_impl(jax.jit(conv2d_p.bind, static_argnames=("kind", "strides", "pads", "sizes", "window", "precision")))
 conv2d_p.def_abstract_eval(_abstract)
 ad.defbilinear(conv2d_p, _pull_first, _pull_second)
 batching.primitive_batchers[conv2d_p] = _batch
-mlir.register_lowering(conv2d_p, mlir.lower_fun(_as_convolutions, multiple_results=False))
-mlir.register_lowering(conv2d_p, mlir.lower_fun(_on_cpu, multiple_results=False), platform="cpu")
+mlir.register_lowering(conv2d_p, mlir.lower_fun(_as_jax_does, multiple_results=False))
+mlir.register_lowering(conv2d_p, mlir.lower_fun(_for_cpu, multiple_results=False), platform="cpu")
