@@ -3,7 +3,7 @@
 The step size of gradient descent, and its number of steps, are the best on validation characters; the 600 test
 episodes are the same for both.
 
-    jaxmeta train lstm_meta_learner --dataset omniglot --split vinyals --steps 5000 --out RUN
+    jaxmeta train lstm_meta_learner --dataset omniglot --split vinyals --steps 20000 --halve-every 6000 --out RUN
     python benchmarks/lstm_against_sgd.py RUN
 """
 
