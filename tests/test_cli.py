@@ -13,7 +13,7 @@ from test_tasks import draw_folder
 
 from jaxmeta import adapt, cli, losses, mask_by_path, memory, metric, nn, presets
 from jaxmeta.cli._arguments import Train
-from jaxmeta.cli._commands import _train_options
+from jaxmeta.cli._commands import _train_options, use_full_precision
 
 
 def run(*words: str) -> int:
@@ -387,3 +387,22 @@ def test_the_readme_s_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert run(command, *words) == 0, (command, words)
     assert (tmp_path / "runs/proto/embedding.png").is_file()
     assert {command for _, command, *_ in lines} == SMALLER.keys()
+
+
+@pytest.mark.parametrize(
+    ("backend", "chosen", "expected"),
+    [
+        ("cpu", None, None),
+        ("gpu", None, "float32"),
+        ("tpu", None, "float32"),
+        ("gpu", "tensorfloat32", "tensorfloat32"),
+    ],
+)
+def test_accelerators_multiply_in_full_unless_told_otherwise(monkeypatch, backend, chosen, expected) -> None:
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    jax.config.update("jax_default_matmul_precision", chosen)
+    try:
+        use_full_precision()
+        assert jax.config.jax_default_matmul_precision == expected
+    finally:
+        jax.config.update("jax_default_matmul_precision", None)

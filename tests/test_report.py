@@ -132,7 +132,7 @@ def test_numbers_are_read_from_where_they_stand(tmp_path: Path, monkeypatch: pyt
     assert cells.Error(1, None).find({"result": {"by_step": [[3, 1], [2, 0.5]]}}) == (2, 0.5)
     cell = cells.Cell("M", "Omniglot", "jaxmeta train m", (), (cells.Accuracy(5, 1, "91.0 ± 0.1"),), "a paper", 2000)
     paces = [{"tasks_per_second": pace} for pace in (1.0, *[5.0] * 18, 9.0)]
-    run = {**found, "fit": {"steps": 60, "meta_batch": 10}, "history": paces}
+    run = {**found, "fit": {"steps": 60, "meta_batch": 10}, "history": paces, "versions": {"backend": "cpu"}}
     monkeypatch.setattr(report, "RESULTS", tmp_path)
 
     def columns() -> list[str]:
@@ -141,6 +141,8 @@ def test_numbers_are_read_from_where_they_stand(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "m.json").write_text(json.dumps(run))
     task = "Omniglot, 5 ways, 1 shot, transductive, %"
     assert columns() == ["M", task, "91.0 ± 0.1", "90.00 ± 1.00", "-1.00", "600, 30 %", "2.0"]
+    (tmp_path / "m.json").write_text(json.dumps({**run, "versions": {"backend": "gpu"}}))
+    assert columns()[-1] == "2.0 (GPU)"
     (tmp_path / "m-seed1.json").write_text(json.dumps({**run, "result": evaluation(0.96)}))
     (tmp_path / "m-seed2.json").write_text(json.dumps({**run, "result": evaluation(0.91)}))
     (tmp_path / "m-seed3.json").write_text(json.dumps({**run, "result": None}))

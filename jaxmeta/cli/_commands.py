@@ -21,6 +21,19 @@ def use_cores(devices: int | None) -> None:
             jax.config.update("jax_num_cpu_devices", devices or _cores())
 
 
+def use_full_precision() -> None:
+    """Has an accelerator multiply single-precision matrices as such, unless the user's configuration says otherwise.
+
+    Left to itself, JAX multiplies them in shorter formats there, and a meta-gradient then is off by a fifth or more
+    (`benchmarks/precision.py`). On CPU nothing changes.
+    """
+    import jax
+
+    chosen = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
+    if chosen is None and jax.default_backend() != "cpu":
+        jax.config.update("jax_default_matmul_precision", "float32")
+
+
 def _cores() -> int:
     """The cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -29,6 +42,7 @@ def _cores() -> int:
 def train(command: Train) -> None:
     """`jaxmeta train`."""
     use_cores(command.devices)
+    use_full_precision()
     from jaxmeta import presets
     from jaxmeta.training import _plots, _run, fit
     from jaxmeta.training import evaluate as judge
@@ -84,6 +98,7 @@ def train(command: Train) -> None:
 def evaluate(command: Evaluate) -> None:
     """`jaxmeta evaluate`."""
     use_cores(None)
+    use_full_precision()
     import jax
 
     from jaxmeta import presets
@@ -123,6 +138,7 @@ def evaluate(command: Evaluate) -> None:
 def compare(command: Compare) -> None:
     """`jaxmeta compare`."""
     use_cores(command.devices)
+    use_full_precision()
     import jax
 
     from jaxmeta import analysis, presets

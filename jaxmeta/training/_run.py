@@ -94,9 +94,10 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what the numbers depend on, and the kind of device."""
+    """Versions of what the numbers depend on, and the backend and kind of device."""
     packages = ("jaxmeta", "jax", "flax", "optax")
-    return {**{name: version(name) for name in packages}, "backend": jax.default_backend()}
+    device = {"backend": jax.default_backend(), "device": jax.devices()[0].device_kind}
+    return {**{name: version(name) for name in packages}, **device}
 
 
 def read_config(run_dir: Path) -> dict[str, Any]:
