@@ -272,8 +272,9 @@ CELLS = {
         (Accuracy(5, 1, "98.8"), Accuracy(5, 5, "99.7"), Accuracy(20, 1, "96.0"), Accuracy(20, 5, "99.0")),
         "arXiv:1703.05175, table 4, trained on 1 shot and 60 ways",
         None,
-        "Trained for 12,000 episodes, where the paper stops by the validation loss. Batch normalisation sees the "
-        "queries of a test episode, where the paper's has running statistics.",
+        "Trained for 12,000 episodes, where the paper stops by the validation loss, and in TF32, as JAX on a GPU "
+        "unless told not to. Batch normalisation sees the queries of a test episode, where the paper's has running "
+        "statistics.",
     ),
     # Cosines are divided by 0.05: at the paper's 1, no class of 60 can have a probability above 0.044.
     "matching-omniglot-1shot": Cell(
@@ -377,7 +378,7 @@ CELLS = {
         (Accuracy(5, 1, None), Descent(None)),
         "Ravi, Larochelle 2017, has no Omniglot",
         None,
-        "By the end, 94 % of the queries of training episodes come out right. Gradient descent has the best of 24 "
-        "rates and numbers of steps, by validation characters.",
+        "By the end, 94 % of the queries of training episodes come out right. Trained in TF32, as JAX on a GPU unless "
+        "told not to. Gradient descent has the best of 24 rates and numbers of steps, by validation characters.",
     ),
 }
