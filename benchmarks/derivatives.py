@@ -68,10 +68,10 @@ def one_by_one(f: Callable[..., Any]) -> Callable[..., Any]:
     return lambda x, w: jax.lax.map(lambda pair: f(*pair), (x, w))
 
 
-def convolutions(count: int, images: int, size: int) -> dict[str, dict[str, float]]:
+def convolutions(tasks: int, images_each: int, size: int) -> dict[str, dict[str, float]]:
     """Milliseconds of 64-channel 3x3 convolutions with a kernel for each task: values, gradients, Hessian products."""
-    x = jax.random.normal(jax.random.key(0), (count, images, size, size, 64))
-    w = 0.05 * jax.random.normal(jax.random.key(1), (count, 3, 3, 64, 64))
+    x = jax.random.normal(jax.random.key(0), (tasks, images_each, size, size, 64))
+    w = 0.05 * jax.random.normal(jax.random.key(1), (tasks, 3, 3, 64, 64))
     found: dict[str, dict[str, float]] = {}
     for name, conv in {"stock": stock, "slices and products": ours, "patches and a product": patches}.items():
 
@@ -87,7 +87,7 @@ def convolutions(count: int, images: int, size: int) -> dict[str, dict[str, floa
             seconds = in_turns({what: lambda run=run: run(x, w) for what, run in runs.items()}, REPEATS)
             found[f"{name}, {over}"] = {what: 1e3 * value for what, value in seconds.items()}
             rounded = {what: round(value, 2) for what, value in found[f"{name}, {over}"].items()}
-            print(f"{count} x {images} images of {size}x{size}, {name}, {over}", rounded, flush=True)
+            print(f"{tasks} x {images_each} images of {size}x{size}, {name}, {over}", rounded, flush=True)
     return found
 
 

@@ -14,7 +14,7 @@ import tyro
 from common import write
 from inner_gradients import Curve, Setup, difference, earlier, measure, omniglot, settings
 
-from jaxmeta.cli._commands import use_cores
+from jaxmeta.cli._commands import set_up_jax
 
 BATCH, SHOTS = 25, 5  # five images of each of five classes for each mini-batch
 # What summaries of the paper's figure say: worse, better.
@@ -65,7 +65,7 @@ def curves() -> list[Curve]:
 
 
 def main(arguments: Arguments) -> None:
-    use_cores(None)
+    set_up_jax()
     setup = omniglot(features=arguments.features, steps=arguments.steps, seeds=arguments.seeds)
     rows: list[dict[str, Any]] = []
     found = earlier("gradient_combinations", settings(setup, arguments.episodes), lambda report: report["rows"])

@@ -20,6 +20,7 @@ import numpy as np
 import tyro
 
 from jaxmeta import metric, presets, tasks
+from jaxmeta.cli._commands import set_up_jax
 from jaxmeta.training import evaluate_runs, load_params
 
 
@@ -40,6 +41,7 @@ class Arguments:
 
 
 def main(arguments: Arguments) -> None:
+    set_up_jax()
     settings = judged_settings(arguments.run_dir)
     setup = presets.build(settings)
     episode = setup.train_source.sample(setup.train_source.data, jax.random.key(0))

@@ -9,20 +9,20 @@ episodes are the same for both.
 
 import argparse
 import json
-import os
 from pathlib import Path
 
 import jax
 import optax
 
 from jaxmeta import evaluate, maml, presets, tasks
+from jaxmeta.cli._commands import set_up_jax
 from jaxmeta.presets._optimization import model_of
 from jaxmeta.training import load_params
 
 RATES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 STEPS = (1, 3, 8, 20)
 
-jax.config.update("jax_num_cpu_devices", os.cpu_count())
+set_up_jax()
 
 
 def main() -> None:

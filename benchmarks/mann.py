@@ -11,7 +11,6 @@ shifted a little, and the other 423 for the test. `jaxmeta train mann` does the 
 import argparse
 import functools
 import json
-import os
 from pathlib import Path
 
 import jax
@@ -19,10 +18,11 @@ import numpy as np
 import optax
 
 from jaxmeta import episode, fit, memory, tasks
+from jaxmeta.cli._commands import set_up_jax
 
 INSTANCES, EPISODES = 10, 16  # presentations of a class; episodes in a training step
 
-jax.config.update("jax_num_cpu_devices", os.cpu_count())
+set_up_jax()
 
 
 def source(subset: tasks.Subset, ways: int) -> tasks.Source:

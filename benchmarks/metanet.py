@@ -8,14 +8,12 @@ python benchmarks/metanet.py --without example --steps 500 --out RUN  # nothing 
 import argparse
 import dataclasses
 import json
-import os
 from pathlib import Path
 
-import jax
-
 from jaxmeta import evaluate, fit, memory, presets
+from jaxmeta.cli._commands import set_up_jax
 
-jax.config.update("jax_num_cpu_devices", os.cpu_count())
+set_up_jax()
 
 
 def main() -> None:

@@ -7,7 +7,6 @@ back with nothing between them. Everything is compiled beforehand. Run it alone 
 """
 
 import dataclasses
-import json
 import statistics
 import tempfile
 import time
@@ -15,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from common import write
 
 from jaxmeta import fit, presets
-from jaxmeta.cli._commands import use_cores
+from jaxmeta.cli._commands import set_up_jax
 from jaxmeta.training._fit import TrainState, train_window
 
 REPEATS = 7
@@ -25,7 +25,7 @@ CASES = {"maml-sinusoid": ("maml", "sinusoid", 20_000), "maml-glyphs-conv4": ("m
 
 
 def main() -> None:
-    use_cores(None)
+    set_up_jax()
     rows = [measure(name, *case) for name, case in CASES.items()]
     print(f"{'case':20}{'steps':>8}{'fit, s':>9}{'compiled, s':>13}{'outside':>9}{'dispatches':>12}")
     for row in rows:
@@ -33,8 +33,7 @@ def main() -> None:
             f"{row['case']:20}{row['steps']:>8}{min(row['fit_seconds']):>9.2f}{min(row['compiled_seconds']):>13.2f}"
             f"{row['share_outside']:>9.1%}{row['dispatches']:>12}"
         )
-    path = Path(__file__).parent / "results" / "outside_step.json"
-    path.write_text(json.dumps({"command": "python benchmarks/outside_step.py", "rows": rows}, indent=2) + "\n")
+    write("outside_step", {"command": "python benchmarks/outside_step.py", "rows": rows})
 
 
 def measure(name: str, method: str, dataset: str, steps: int) -> dict[str, Any]:

@@ -12,7 +12,6 @@ on an episode, compiled before, all queries at once; the median of 20.
 import argparse
 import dataclasses
 import json
-import os
 import statistics
 import time
 from pathlib import Path
@@ -22,12 +21,13 @@ import jax
 from common import undisturbed_seconds, write
 
 from jaxmeta import evaluate, presets, tasks
+from jaxmeta.cli._commands import set_up_jax
 from jaxmeta.training import load_params
 
 EPISODES, WAYS, SHOTS, QUERIES = 600, 5, 1, 15
 COLUMNS = ("method", "transductive, %", "inductive, %", "classes", "parameters", "training, min", "a task, ms")
 
-jax.config.update("jax_num_cpu_devices", os.cpu_count())
+set_up_jax()
 
 
 def main() -> None:

@@ -16,8 +16,8 @@ Published numbers beside those found here. `python benchmarks/reproduce.py NAME`
 `results/NAME.json` has the commands, settings, seed, curve, interval, hash of the test episodes, versions and machine.
 
 ± is the 95 % interval over test episodes, the paper's as it prints it. With several seeds, their median, and each in
-brackets. Budget: tasks seen in training, and their share of the paper's. Minutes: of training on two CPU cores, or on
-a GPU where it says so, at the pace of its undisturbed stretches.
+brackets. Budget: tasks seen in training, and their share of the paper's. Minutes: of training on two CPU cores, or
+where it says so on a GPU, at the pace of its undisturbed stretches.
 """
 
 
@@ -59,6 +59,7 @@ def line(cell: Cell, row: Row, found: list[dict[str, Any]]) -> str:
         undisturbed_seconds(result["history"], result["fit"]["steps"], result["fit"]["meta_batch"]) / 60
         for result, _ in judged
     )
-    gpu = " (GPU)" * (judged[0][0]["versions"]["backend"] == "gpu")
-    columns += [f"{middle:.2f} {about}", difference, f"{tasks:,}{share}", f"{minutes:.1f}{gpu}"]
+    backend = judged[0][0]["versions"]["backend"]
+    where = "" if backend == "cpu" else f" ({backend.upper()})"
+    columns += [f"{middle:.2f} {about}", difference, f"{tasks:,}{share}", f"{minutes:.1f}{where}"]
     return f"| {' | '.join(columns)} |"

@@ -1,4 +1,4 @@
-"""Time of an exact meta-gradient: in inner steps, tasks, chunks of tasks, ways and width, of checkpoints, and deep.
+"""Time of an exact meta-gradient: in inner steps, tasks, chunks of tasks, ways, width, checkpoints and blocks.
 
 python benchmarks/scaling.py
 """
@@ -12,22 +12,21 @@ import optax
 from common import CONV4, TRANSFORMERS, first, images, in_turns, sequences, task_loss, write
 
 from jaxmeta import adapt, batch_meta_grad, maml
-from jaxmeta.cli._commands import use_cores
+from jaxmeta.cli._commands import set_up_jax
+from jaxmeta.meta_batch import task_mesh
 
 REPEATS = 5
 
 
 def main() -> None:
-    use_cores(None)
+    set_up_jax()
     report: dict[str, Any] = {"command": "python benchmarks/scaling.py", "network": "strided Conv4, 3 queries a class"}
     report["in_steps"] = sweep({str(k): conv4(steps=k) for k in (1, 2, 5, 10, 20)})
     report["in_tasks"] = sweep({str(t): conv4(tasks=t) for t in (4, 8, 16, 32)})
     report["in_ways"] = sweep({str(w): conv4(ways=w) for w in (5, 10, 20)})
     report["in_width"] = sweep({str(f): conv4(features=f) for f in (16, 32, 64, 128)})
     report["in_chunks"] = {
-        f"{form}, {q} queries a class, K = {k}": sweep(
-            {str(c or "default"): conv4(form=form, tasks=32, queries=q, steps=k, chunk=c) for c in (1, 4, 16, None)}
-        )
+        f"{form}, {q} queries a class, K = {k}": in_chunks(form=form, queries=q, steps=k)
         for form in CONV4
         for q, k in ((15, 1), (3, 5))
     }
@@ -52,6 +51,13 @@ def conv4(
     params = model.init(jax.random.key(0), first(episodes).support.x)
     learner = maml(model, inner_optimizer=optax.sgd(0.4), steps=steps)
     return compiled(lambda p, e: batch_meta_grad(learner, p, e, jax.random.key(1), chunk=chunk), params, episodes)
+
+
+def in_chunks(**problem: Any) -> dict[str, dict[str, float]]:
+    """32 tasks, in chunks of several sizes on each device."""
+    share = 32 // task_mesh(32).size
+    chunks = [chunk for chunk in (1, 4, 16, None) if chunk is None or share % chunk == 0]
+    return sweep({str(chunk or "default"): conv4(tasks=32, chunk=chunk, **problem) for chunk in chunks})
 
 
 def compiled(fn: Callable[..., Any], *args: Any) -> tuple[Callable[[], Any], float]:

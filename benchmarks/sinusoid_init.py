@@ -8,17 +8,16 @@ and the mean is taken over the others.
 """
 
 import dataclasses
-import json
-from pathlib import Path
 from typing import Any
 
 import flax.linen as fnn
 import jax
 import numpy as np
 import optax
+from common import write
 
 from jaxmeta import fit, losses, maml, nn, presets
-from jaxmeta.cli._commands import use_cores
+from jaxmeta.cli._commands import set_up_jax
 
 SEEDS = (0, 1, 2)
 TASKS = 6000
@@ -36,7 +35,7 @@ MODELS = {
 
 
 def main() -> None:
-    use_cores(None)
+    set_up_jax()
     settings = presets.settings("maml", "sinusoid")
     rows = []
     print(f"{'initialisation':38}{'seed':>5}{'1 step':>10}{'5 steps':>10}{'10 steps':>10}{'diverged':>10}")
@@ -54,7 +53,7 @@ def main() -> None:
         "diverged_means": f"mse above {DIVERGED} after {STEPS[-1]} steps",
         "rows": rows,
     }
-    (Path(__file__).parent / "results" / "sinusoid_init.json").write_text(json.dumps(report, indent=2) + "\n")
+    write("sinusoid_init", report)
 
 
 def measure(settings: presets.Settings, model: nn.MLP, seed: int) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from flax import linen as fnn
 
 from jaxmeta import batch_meta_grad, fomaml, losses, maml
 from jaxmeta.analysis._inspect import inspect_compiled
-from jaxmeta.cli._commands import use_cores
+from jaxmeta.cli._commands import set_up_jax
 
 TASKS, RATE, REPEATS = 32, 0.4, 7
 
@@ -25,7 +25,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--stock-pool", action="store_true", help="also time stock JAX on the max-pooling network")
     arguments = parser.parse_args()
-    use_cores(None)
+    set_up_jax()
     report: dict[str, Any] = {"command": "python benchmarks/speed.py" + " --stock-pool" * arguments.stock_pool}
     report |= {"tasks": TASKS}
     report["maml_and_fomaml"] = [ours(form, q, k) for form in CONV4 for q in (3, 15) for k in (1, 5)]

@@ -23,7 +23,7 @@ import tyro
 from common import write
 from inner_gradients import WAYS, Curve, Setup, difference, earlier, measure, omniglot, settings
 
-from jaxmeta.cli._commands import use_cores
+from jaxmeta.cli._commands import set_up_jax
 
 EPS = 0.25
 TAILS = ("shared", "separate")
@@ -68,7 +68,7 @@ def _pair(k: int, batch_size: int, shots: int, eps: float) -> tuple[Curve, Curve
 
 
 def main(arguments: Arguments) -> None:
-    use_cores(None)
+    set_up_jax()
     setup = omniglot(features=arguments.features, steps=arguments.steps, seeds=arguments.seeds)
     found = earlier("tail_overlap", settings(setup, arguments.episodes), rows_of)
     for points in sweeps().values():

@@ -12,8 +12,9 @@ import pytest
 from test_tasks import draw_folder
 
 from jaxmeta import adapt, cli, losses, mask_by_path, memory, metric, nn, presets
+from jaxmeta.cli import _commands
 from jaxmeta.cli._arguments import Train
-from jaxmeta.cli._commands import _train_options, use_full_precision
+from jaxmeta.cli._commands import _train_options, set_up_jax
 
 
 def run(*words: str) -> int:
@@ -389,20 +390,28 @@ def test_the_readme_s_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert {command for _, command, *_ in lines} == SMALLER.keys()
 
 
-@pytest.mark.parametrize(
-    ("backend", "chosen", "expected"),
-    [
-        ("cpu", None, None),
-        ("gpu", None, "float32"),
-        ("tpu", None, "float32"),
-        ("gpu", "tensorfloat32", "tensorfloat32"),
-    ],
-)
-def test_accelerators_multiply_in_full_unless_told_otherwise(monkeypatch, backend, chosen, expected) -> None:
+@pytest.mark.parametrize("chosen", [None, "tensorfloat32"])
+@pytest.mark.parametrize("backend", ["cpu", "gpu", "tpu"])
+def test_accelerators_multiply_in_full_unless_told_otherwise(monkeypatch, backend: str, chosen: str | None) -> None:
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    before = jax.config.jax_default_matmul_precision
     jax.config.update("jax_default_matmul_precision", chosen)
     try:
-        use_full_precision()
+        set_up_jax()
+        expected = chosen or (None if backend == "cpu" else "float32")
         assert jax.config.jax_default_matmul_precision == expected
     finally:
-        jax.config.update("jax_default_matmul_precision", None)
+        jax.config.update("jax_default_matmul_precision", before)
+
+
+@pytest.mark.parametrize("words", ["train", "evaluate runs/none", "compare"])
+def test_every_command_sets_jax_up_first(monkeypatch, words: str) -> None:
+    class Reached(BaseException):
+        """Not an error that the command line reports."""
+
+    def reach(devices: int | None = None) -> None:
+        raise Reached
+
+    monkeypatch.setattr(_commands, "set_up_jax", reach)
+    with pytest.raises(Reached):
+        run(*words.split())

@@ -190,6 +190,20 @@ def test_what_would_not_continue_bit_for_bit_is_refused(tmp_path: Path) -> None:
         train(steps=5, devices=1, run_dir=tmp_path, resume=True)
 
 
+@pytest.mark.parametrize("what", ["backend", "device", "matmul_precision"])
+def test_a_run_of_another_arithmetic_is_refused(tmp_path: Path, what: str) -> None:
+    train(steps=5, run_dir=tmp_path)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    config["versions"][what] = "another"
+    path.write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=f"was started with versions.{what}='another', which does not match"):
+        train(steps=5, run_dir=tmp_path, resume=True)
+    del config["versions"][what]  # as a run before this was recorded
+    path.write_text(json.dumps(config))
+    assert train(steps=5, run_dir=tmp_path, resume=True).history[-1]["step"] == 5
+
+
 def test_a_checkpoint_of_another_model_is_told_in_one_line(tmp_path: Path) -> None:
     train(steps=5, run_dir=tmp_path)
     with pytest.raises(ValueError, match=r"checkpoint 5 in .* cannot be read as this learner's state"):

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import re
 
 import chex
 import flax.linen as fnn
@@ -210,6 +211,22 @@ def test_the_forms_of_every_backend_are_the_same(kind, size, strides, pads) -> N
     expected = _trilinear._as_products(*operands, kind=kind, **shape)
     for form in (_trilinear._as_jax_does, _trilinear._for_cpu):
         np.testing.assert_allclose(form(*operands, kind=kind, **shape), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("platform", "as_jax"), [("cuda", True), ("tpu", True), ("cpu", False)])
+def test_accelerators_run_the_transposes_that_jax_makes(platform: str, as_jax: bool) -> None:
+    x, w = jnp.ones((2, 6, 6, 3)), jnp.ones((3, 3, 3, 4))
+
+    def layouts(conv) -> list[str]:
+        gradient = jax.grad(
+            lambda w: jnp.sin(conv(x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))).sum()
+        )
+        text = jax.jit(gradient).trace(w).lower(lowering_platforms=(platform,)).as_text()
+        return re.findall(r"dim_numbers = (\S+),", text)
+
+    ours, stock = layouts(nn.conv_general_dilated), layouts(jax.lax.conv_general_dilated)
+    assert len(ours) == len(stock) == 2
+    assert (ours == stock) == as_jax
 
 
 @pytest.mark.usefixtures("float64")

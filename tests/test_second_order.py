@@ -52,7 +52,7 @@ def gradient(model, params, episode, optimizer, hvp, remat):
 
 def problem(name: str):
     _, _, episode = classification_problem(jax.random.key(2))
-    return MODELS[name], jax.jit(MODELS[name].init)(jax.random.key(3), episode.support.x), episode
+    return MODELS[name], jax.jit(MODELS[name].init)(jax.random.key(6), episode.support.x), episode
 
 
 @pytest.mark.usefixtures("float64")

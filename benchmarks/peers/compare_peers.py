@@ -6,7 +6,6 @@ which is its best setting here; `loop, default malloc` shows what it is without.
 `benchmarks/peers/requirements.txt`:
 
     python benchmarks/peers/compare_peers.py
-    python benchmarks/peers/compare_peers.py --gpu   # PyTorch's loop and torch.func; both sides may use TF32
 """
 
 import argparse
@@ -33,13 +32,6 @@ ARMS = {
     "torchopt": (["torch_worker.py", "torchopt"], TUNED),
     "loop, default malloc": (["torch_worker.py", "loop"], {}),
 }
-# JAX takes most of a GPU's memory when it starts, unless told not to.
-GPU_ARMS = {
-    "jaxmeta": (["jax_worker.py"], {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}),
-    "loop": (["torch_worker.py", "loop", "--gpu"], {}),
-    "torch.func": (["torch_worker.py", "torch.func", "--gpu"], {}),
-}
-Arms = dict[str, tuple[list[str], dict[str, str]]]
 CASES = [
     {"network": "stride", "tasks": 32, "queries": 3, "steps": 1, "rate": 0.4, "repeat": 3},
     {"network": "stride", "tasks": 32, "queries": 3, "steps": 5, "rate": 0.4, "repeat": 1},
@@ -54,26 +46,19 @@ CASES = [
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--gpu", action="store_true")
-    given = parser.parse_args()
-    arms, turns = GPU_ARMS if given.gpu else ARMS, given.turns
-    report: dict[str, Any] = {"command": "python benchmarks/peers/compare_peers.py" + " --gpu" * given.gpu}
-    report["turns"] = turns
+    turns = parser.parse_args().turns
+    report: dict[str, Any] = {"command": "python benchmarks/peers/compare_peers.py", "turns": turns}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_images(folder)
-        report["gradients"] = [equality(case, folder, arms) for case in CASES if case["queries"] != 15]
+        report["gradients"] = [equality(case, folder) for case in CASES if case["queries"] != 15]
         wrong = {(r["network"], arm) for r in report["gradients"] for arm in r["differing"]}
-        report["meta_gradient"] = [race(case, folder, arms, turns, wrong) for case in CASES]
-        report["training_step"] = [
-            race(case, folder, arms, turns, wrong, training=True) for case in (CASES[0], CASES[-1])
-        ]
-    packages = ("jax", "torch") if given.gpu else ("jaxmeta", "jax", "torch", "higher", "torchopt")
+        report["meta_gradient"] = [race(case, folder, turns, wrong) for case in CASES]
+        report["training_step"] = [race(case, folder, turns, wrong, training=True) for case in (CASES[0], CASES[-1])]
+    packages = ("jaxmeta", "jax", "torch", "higher", "torchopt")
     report["versions"] = {**{p: version(p) for p in packages}, "python": platform.python_version()}
     report["machine"] = {"cores": os.cpu_count(), "processor": platform.machine()}
-    if given.gpu:
-        report["machine"]["gpu"] = subprocess.check_output(["nvidia-smi", "-L"], text=True).split(" (UUID")[0]
-    path = HERE.parent / "results" / f"peers{'-gpu' * given.gpu}.json"
+    path = HERE.parent / "results" / "peers.json"
     path.write_text(json.dumps(report, indent=2) + "\n")
     print(f"written to {path}")
 
@@ -115,16 +100,16 @@ def write_case(case: dict[str, Any], folder: Path, dtype: type) -> Path:
     return path
 
 
-def equality(case: dict[str, Any], folder: Path, arms: Arms) -> dict[str, Any]:
+def equality(case: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The largest difference of each implementation's gradient from jaxmeta's over the largest entry, float64."""
     path = write_case({**case, "tasks": 4}, folder, np.float64)
     found = {}
-    for arm, (words, environment) in arms.items():
+    for arm, (words, _) in ARMS.items():
         if "malloc" in arm:
             continue
         out = folder / "gradients.npz"
         command = [sys.executable, str(HERE / words[0]), *words[1:], str(path), "--gradients", str(out)]
-        subprocess.run(command, check=True, env={**os.environ, **environment})
+        subprocess.run(command, check=True)
         with np.load(out) as file:
             found[arm] = {name: file[name] for name in file.files}
     ours = found.pop("jaxmeta")
@@ -138,12 +123,12 @@ def equality(case: dict[str, Any], folder: Path, arms: Arms) -> dict[str, Any]:
 
 
 def race(
-    case: dict[str, Any], folder: Path, arms: Arms, turns: int, wrong: set[tuple[str, str]], *, training: bool = False
+    case: dict[str, Any], folder: Path, turns: int, wrong: set[tuple[str, str]], *, training: bool = False
 ) -> dict[str, Any]:
     """Median seconds and the growth of peak memory of each implementation; the fastest of those that agree."""
     path = write_case(case, folder, np.float32)
     workers = {}
-    for arm, (words, environment) in arms.items():
+    for arm, (words, environment) in ARMS.items():
         command = [sys.executable, str(HERE / words[0]), *words[1:], str(path), *["--training"] * training]
         workers[arm] = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **environment}

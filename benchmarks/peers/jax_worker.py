@@ -52,11 +52,11 @@ def main() -> None:
             arguments.gradients, **{f"{m}/{leaf}": value for m, part in grads.items() for leaf, value in part.items()}
         )
         return
-    before = peak_mib()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     run = training(learner, params, case) if arguments.training else lambda: step(params, episodes, key)
     for line in sys.stdin:
         if line.strip() == "quit":
-            print(json.dumps(peak_mib() - before), flush=True)
+            print(json.dumps((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024), flush=True)
             return
         began = time.perf_counter()
         if arguments.training:
@@ -65,13 +65,6 @@ def main() -> None:
             for _ in range(case["repeat"]):
                 jax.block_until_ready(run())
         print(json.dumps((time.perf_counter() - began) / case["repeat"]), flush=True)
-
-
-def peak_mib() -> float:
-    """The most memory so far: the process's, or on a GPU that of its arrays and temporaries."""
-    if jax.default_backend() == "cpu":
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return jax.devices()[0].memory_stats()["peak_bytes_in_use"] / 2**20
 
 
 def training(learner: Any, params: Any, case: dict[str, Any]) -> Any:

@@ -15,7 +15,7 @@ import torch.nn.functional as F  # noqa: N812
 Params = dict[str, torch.Tensor]
 
 
-def load(path: str, device: str) -> tuple[Params, list[torch.Tensor], dict[str, Any]]:
+def load(path: str) -> tuple[Params, list[torch.Tensor], dict[str, Any]]:
     """Weights by name in PyTorch's layout, the four arrays of the episodes, and the case."""
     file = np.load(path, allow_pickle=False)
     case = json.loads(str(file["case"]))
@@ -24,11 +24,11 @@ def load(path: str, device: str) -> tuple[Params, list[torch.Tensor], dict[str, 
         value = torch.from_numpy(file[name])
         if name.endswith("kernel"):
             value = value.permute(3, 2, 0, 1).contiguous() if value.ndim == 4 else value.T.contiguous()
-        params[name.removeprefix("params/").replace("/", ":")] = value.to(device)
+        params[name.removeprefix("params/").replace("/", ":")] = value
     episodes = [torch.from_numpy(file[name]) for name in ("support_x", "support_y", "query_x", "query_y")]
     if case["network"] != "mlp":
         episodes[0], episodes[2] = (x.permute(0, 1, 4, 2, 3).contiguous() for x in (episodes[0], episodes[2]))
-    return params, [part.to(device) for part in episodes], case
+    return params, episodes, case
 
 
 def forward(params: Params, x: torch.Tensor, network: str) -> torch.Tensor:
@@ -138,7 +138,7 @@ PEERS: dict[str, Callable[..., Params]] = {
 }
 
 
-def training_step(params: Params, case: dict[str, Any], peer: Callable[..., Params], device: str) -> Callable[[], None]:
+def training_step(params: Params, case: dict[str, Any], peer: Callable[..., Params]) -> Callable[[], None]:
     """One training step with everything: episodes drawn on the host, meta-gradient, Adam."""
     rng, tasks = np.random.default_rng(0), case["tasks"]
     theta = {name: torch.nn.Parameter(value.clone()) for name, value in params.items()}
@@ -161,7 +161,7 @@ def training_step(params: Params, case: dict[str, Any], peer: Callable[..., Para
         return [part.flatten(1, 2).contiguous() for part in parts]
 
     def step() -> None:
-        episodes = [part.to(device) for part in (sinusoids() if pool is None else images())]
+        episodes = sinusoids() if pool is None else images()
         grads = peer({n: p.detach() for n, p in theta.items()}, episodes, case)
         for name, parameter in theta.items():
             parameter.grad = grads[name].detach()
@@ -176,15 +176,9 @@ def main() -> None:
     parser.add_argument("case")
     parser.add_argument("--gradients", help="write one meta-gradient to this file and stop")
     parser.add_argument("--training", action="store_true", help="time whole training steps")
-    parser.add_argument("--gpu", action="store_true")
     arguments = parser.parse_args()
-    device = "cuda" if arguments.gpu else "cpu"
-    if arguments.gpu:
-        torch.set_float32_matmul_precision("high")  # TF32, as JAX has it by default
-        torch.backends.cudnn.benchmark = True
-    else:
-        torch.set_num_threads(2)
-    params, episodes, case = load(arguments.case, device)
+    torch.set_num_threads(2)
+    params, episodes, case = load(arguments.case)
     peer = PEERS[arguments.peer]
     if arguments.gradients:
         grads = peer(params, episodes, case)
@@ -192,24 +186,17 @@ def main() -> None:
         for name, grad in grads.items():
             kernel = grad.permute(2, 3, 1, 0) if grad.ndim == 4 else grad.T
             back[name] = kernel if name.endswith("kernel") else grad
-        np.savez(arguments.gradients, **{name.replace(":", "/"): g.detach().cpu().numpy() for name, g in back.items()})
+        np.savez(arguments.gradients, **{name.replace(":", "/"): g.detach().numpy() for name, g in back.items()})
         return
-    run = training_step(params, case, peer, device) if arguments.training else lambda: peer(params, episodes, case)
-
-    def peak() -> float:
-        kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return torch.cuda.max_memory_allocated() / 2**20 if arguments.gpu else kib / 1024
-
-    before = peak()
+    run = training_step(params, case, peer) if arguments.training else lambda: peer(params, episodes, case)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for line in sys.stdin:
         if line.strip() == "quit":
-            print(json.dumps(peak() - before), flush=True)
+            print(json.dumps((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024), flush=True)
             return
         began = time.perf_counter()
         for _ in range(case["repeat"]):
             run()
-        if arguments.gpu:
-            torch.cuda.synchronize()
         print(json.dumps((time.perf_counter() - began) / case["repeat"]), flush=True)
 
 

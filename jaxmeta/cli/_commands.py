@@ -10,8 +10,13 @@ from typing import Any
 from jaxmeta.cli._arguments import Compare, Evaluate, Train
 
 
-def use_cores(devices: int | None) -> None:
-    """Gives JAX a CPU device for each core, so that tasks run side by side; an accelerator is left as it is."""
+def set_up_jax(devices: int | None = None) -> None:
+    """Gives JAX a CPU device for each core, so that tasks run side by side, and an accelerator its full precision.
+
+    Left to itself, JAX multiplies single-precision matrices in shorter formats on GPUs and TPUs, and meta-gradients
+    came out a fifth and more off (`benchmarks/precision.py`). What the user has set stays: `JAX_NUM_CPU_DEVICES`, and
+    `JAX_DEFAULT_MATMUL_PRECISION`, whose value `default` means JAX's own.
+    """
     import jax
 
     if devices is not None and devices < 1:
@@ -19,18 +24,8 @@ def use_cores(devices: int | None) -> None:
     if devices is not None or "JAX_NUM_CPU_DEVICES" not in os.environ:
         with contextlib.suppress(RuntimeError):  # JAX already runs, in a notebook say: its devices are what they are
             jax.config.update("jax_num_cpu_devices", devices or _cores())
-
-
-def use_full_precision() -> None:
-    """Has an accelerator multiply single-precision matrices as such, unless the user's configuration says otherwise.
-
-    Left to itself, JAX multiplies them in shorter formats there, and a meta-gradient then is off by a fifth or more
-    (`benchmarks/precision.py`). On CPU nothing changes.
-    """
-    import jax
-
-    chosen = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
-    if chosen is None and jax.default_backend() != "cpu":
+    precision = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
+    if precision is None and jax.default_backend() != "cpu":
         jax.config.update("jax_default_matmul_precision", "float32")
 
 
@@ -41,8 +36,7 @@ def _cores() -> int:
 
 def train(command: Train) -> None:
     """`jaxmeta train`."""
-    use_cores(command.devices)
-    use_full_precision()
+    set_up_jax(command.devices)
     from jaxmeta import presets
     from jaxmeta.training import _plots, _run, fit
     from jaxmeta.training import evaluate as judge
@@ -97,8 +91,7 @@ def train(command: Train) -> None:
 
 def evaluate(command: Evaluate) -> None:
     """`jaxmeta evaluate`."""
-    use_cores(None)
-    use_full_precision()
+    set_up_jax()
     import jax
 
     from jaxmeta import presets
@@ -137,8 +130,7 @@ def evaluate(command: Evaluate) -> None:
 
 def compare(command: Compare) -> None:
     """`jaxmeta compare`."""
-    use_cores(command.devices)
-    use_full_precision()
+    set_up_jax(command.devices)
     import jax
 
     from jaxmeta import analysis, presets

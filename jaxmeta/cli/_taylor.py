@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from jaxmeta.cli._arguments import Taylor
-from jaxmeta.cli._commands import use_cores
+from jaxmeta.cli._commands import set_up_jax
 
 _POINTS = 5  # of a sinusoid, in a mini-batch
 
 
 def taylor(command: Taylor) -> None:
     """`jaxmeta taylor`."""
-    use_cores(1)
+    set_up_jax(1)
     import jax
 
     from jaxmeta.analysis import taylor as analysis

@@ -1,7 +1,7 @@
 """Convolution that stays fast when every task has its own weights.
 
-`jax.vmap` turns a convolution with per-task kernels into a grouped one, whose derivatives are slow on every
-backend and grow with the square of the number of tasks on CPU. Written as slices and one matrix product,
+`jax.vmap` turns a convolution with per-task kernels into a grouped one, whose derivatives are slow for small images on
+a GPU, and grow with the square of the number of tasks on CPU. Written as slices and one matrix product,
 
     y[n, p, o] = sum_{d, c} x[n, s p + d, c] w[d, c, o] = (patches of x) @ w,
 

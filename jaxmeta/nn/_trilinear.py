@@ -6,9 +6,9 @@ Value and derivatives of a convolution are three views of one trilinear form,
     y(x, w) = dT/dg,      x'(g, w) = dT/dx,      w'(x, g) = dT/dw,
 
 and every derivative, of any order, of one of them is one of them. So one primitive with three kinds needs no other
-operation, and each kind runs as the ordinary convolution or product that is fastest for it. On CPU that is not what
-reverse mode makes of it, convolutions with their axes transposed, which run as scalar code inside a loop; libraries for
-accelerators have kernels for just these.
+operation, and each kind runs as the ordinary convolution or product that is fastest for it. On accelerators that is
+what reverse mode makes of it, a convolution with its axes transposed, for which their libraries have kernels; a CPU
+runs such a one as scalar code inside a loop.
 
 Mapped over kernels by `jax.vmap`, each kind becomes slices and matrix products, whose cost grows as the tasks do.
 """

@@ -62,6 +62,9 @@ def fit(
 ) -> FitResult:
     """Meta-trains a learner on a distribution of tasks.
 
+    On GPU and TPU, JAX multiplies single-precision matrices in shorter formats, in which meta-gradients lose their last
+    digits and more, unless `jax_default_matmul_precision` is set, to `"float32"` for all digits.
+
     Args:
         learner: the method.
         source: the distribution of training episodes.

@@ -24,6 +24,10 @@ from jaxmeta.learner import Params, descended
 _KEPT = 2
 
 
+# What a resumed run must share to continue bit for bit, of what `versions` says.
+_ARITHMETIC = ("versions.backend", "versions.device", "versions.matmul_precision")
+
+
 class TrainState(NamedTuple):
     """What training carries from step to step, and a checkpoint holds."""
 
@@ -77,7 +81,8 @@ def check_free(run_dir: Path, *, resume: bool) -> None:
 def _check_same(before: dict[str, Any], now: dict[str, Any], run_dir: Path) -> None:
     before, now = _flat(before), _flat(now)
     for name in sorted(before.keys() | now.keys()):
-        free = name.endswith("data_dir") or (name.startswith("versions.") and name != "versions.backend")
+        free = name.endswith("data_dir") or (name.startswith("versions.") and name not in _ARITHMETIC)
+        free |= name in _ARITHMETIC and name not in before  # an older run's, which did not record it
         if before.get(name) != now.get(name) and not free:
             raise ValueError(
                 f"run folder {run_dir} was started with {name}={before.get(name)!r}, which does not match "
@@ -94,10 +99,11 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what the numbers depend on, and the backend and kind of device."""
+    """What the numbers depend on: versions, the backend, the kind of device, and the precision of its products."""
     packages = ("jaxmeta", "jax", "flax", "optax")
+    precision = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
     device = {"backend": jax.default_backend(), "device": jax.devices()[0].device_kind}
-    return {**{name: version(name) for name in packages}, **device}
+    return {**{name: version(name) for name in packages}, **device, "matmul_precision": precision or "default"}
 
 
 def read_config(run_dir: Path) -> dict[str, Any]:
