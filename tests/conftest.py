@@ -18,11 +18,10 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 
 # LLVM's optimisations make a program faster and not more right, and tests run theirs a few times. The older way to emit
 # fused operations compiles in two thirds of the time; another XLA may not have it, and stops at what it does not know.
-FLAGS = {"xla_backend_optimization_level": "0"}
-if version("jaxlib").startswith("0.10."):
-    FLAGS["xla_cpu_use_fusion_emitters"] = "false"
-given = os.environ.get("XLA_FLAGS", "")
-os.environ["XLA_FLAGS"] = " ".join([given, *(f"--{k}={v}" for k, v in FLAGS.items() if k not in given)]).strip()
+if "xla_backend_optimization_level" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
+if version("jaxlib").startswith("0.10.") and "xla_cpu_use_fusion_emitters" not in os.environ["XLA_FLAGS"]:
+    os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 
 import jax
 import pytest
