@@ -364,7 +364,7 @@ CELLS = {
     "metanet-omniglot-5w1s": Cell(
         "MetaNet",
         "Omniglot",
-        "python benchmarks/metanet.py --steps 6000",
+        "python benchmarks/metanet.py --steps 8000 --halve-every 2000",
         (),
         (Accuracy(5, 1, "98.95"),),
         "arXiv:1703.00837, table 1",

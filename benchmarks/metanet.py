@@ -1,8 +1,8 @@
 """Trains MetaNet on Omniglot, whole and without either kind of fast weights, and evaluates it, 5-way 1-shot.
 
-python benchmarks/metanet.py --steps 6000 --out RUN                   # whole
-python benchmarks/metanet.py --without task --steps 6000 --out RUN    # keys from slow weights alone
-python benchmarks/metanet.py --without example --steps 500 --out RUN  # nothing left to learn labels with
+python benchmarks/metanet.py --steps 8000 --halve-every 2000 --out RUN                 # whole
+python benchmarks/metanet.py --without task --steps 8000 --halve-every 2000 --out RUN  # keys from slow weights alone
+python benchmarks/metanet.py --without example --steps 500 --out RUN                   # nothing left to learn labels with
 """
 
 import argparse
