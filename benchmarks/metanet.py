@@ -2,7 +2,7 @@
 
 python benchmarks/metanet.py --steps 8000 --halve-every 2000 --out RUN                 # whole
 python benchmarks/metanet.py --without task --steps 8000 --halve-every 2000 --out RUN  # keys from slow weights alone
-python benchmarks/metanet.py --without example --steps 500 --out RUN                   # nothing left to learn labels with
+python benchmarks/metanet.py --without example --steps 500 --out RUN    # nothing left to learn labels with
 """
 
 import argparse
