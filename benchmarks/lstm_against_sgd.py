@@ -22,10 +22,9 @@ from jaxmeta.training import load_params
 RATES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 STEPS = (1, 3, 8, 20)
 
-set_up_jax()
-
 
 def main() -> None:
+    set_up_jax()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     given = parser.parse_args()

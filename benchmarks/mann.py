@@ -22,8 +22,6 @@ from jaxmeta.cli._commands import set_up_jax
 
 INSTANCES, EPISODES = 10, 16  # presentations of a class; episodes in a training step
 
-set_up_jax()
-
 
 def source(subset: tasks.Subset, ways: int) -> tasks.Source:
     rotations = "classes" if subset == "trainval" else "none"
@@ -49,6 +47,7 @@ def judge(
 
 
 def main() -> None:
+    set_up_jax()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--addressing", default="lrua", choices=("lrua", "ntm", "none"))
     parser.add_argument("--controller", default="lstm", choices=("lstm", "feedforward"))

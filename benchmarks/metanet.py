@@ -13,10 +13,9 @@ from pathlib import Path
 from jaxmeta import evaluate, fit, memory, presets
 from jaxmeta.cli._commands import set_up_jax
 
-set_up_jax()
-
 
 def main() -> None:
+    set_up_jax()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--without", choices=("task", "example"))
     parser.add_argument("--steps", type=int, default=6000)

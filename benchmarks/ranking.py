@@ -27,10 +27,9 @@ from jaxmeta.training import load_params
 EPISODES, WAYS, SHOTS, QUERIES = 600, 5, 1, 15
 COLUMNS = ("method", "transductive, %", "inductive, %", "classes", "parameters", "training, min", "a task, ms")
 
-set_up_jax()
-
 
 def main() -> None:
+    set_up_jax()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+")
     rows = [judge(run) for run in parser.parse_args().runs]
@@ -72,6 +71,7 @@ def judge(run: Path) -> dict[str, Any]:
         **found,
         "classes": turns * len(setup.train_source.data[0]),
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(like)),
+        "trained_on": config["versions"]["backend"],
         "training_seconds": undisturbed_seconds(rows, step, settings.meta_batch),
         "adaptation_ms": adaptation_ms(setup.test_learner.predict, params, source),
         "settings": config["settings"],
@@ -95,7 +95,7 @@ def cells(row: dict[str, Any]) -> tuple[str, ...]:
     numbers = (
         f"{row['classes']:,}",
         f"{row['parameters']:,}",
-        f"{row['training_seconds'] / 60:.1f}",
+        f"{row['training_seconds'] / 60:.1f} ({row['trained_on']})",
         f"{row['adaptation_ms']:.2f}",
     )
     return row["method"], *accuracies, *numbers

@@ -5,6 +5,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import ranking
 from cells import CELLS, Cell, Row
 from common import undisturbed_seconds
 
@@ -30,11 +31,34 @@ def build() -> str:
             lines += [line(cell, row, found[name]) for row in cell.rows]
     lines += ["", "## What differs, and where the numbers are printed", ""]
     lines += [f"- `{name}`: {cell.source}. {cell.differs}".rstrip() for name, cell in CELLS.items() if found[name]]
+    lines += ranked()
     missing = [f"`{name}`" for name in CELLS if not found[name]]
     if missing:
         lines += ["", "## Not run", "", f"There are commands for these, and no results yet: {', '.join(missing)}."]
     lines += ["", "iMAML, ANIL, BOIL, Meta-SGD and MAML++ have settings (`jaxmeta list`), and no command here."]
     return "\n".join(lines) + "\n"
+
+
+def ranked() -> list[str]:
+    """The section on `ranking.py`, if it has run."""
+    path = RESULTS / "ranking.json"
+    if not path.exists():
+        return []
+    rows = json.loads(path.read_text())["rows"]
+    columns = ["| " + " | ".join(words) + " |" for words in (ranking.COLUMNS, *map(ranking.cells, rows))]
+    return [
+        "",
+        "## All methods on the same episodes",
+        "",
+        "5 ways, 1 shot, 600 episodes of Vinyals' test characters (`python benchmarks/ranking.py RUN ..`). Classes are",
+        "those of training, turns included; a task is one `predict` with 75 queries, on two CPU cores.",
+        "",
+        columns[0],
+        "|" + "---|" * len(ranking.COLUMNS),
+        *columns[1:],
+        "",
+        "![Accuracy of each method, transductive and inductive](results/ranking.png)",
+    ]
 
 
 def results(name: str) -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ def test_a_run_becomes_a_row_and_a_picture(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(ranking, "EPISODES", 3)
     row = ranking.judge(tmp_path / "run")
     assert (row["method"], row["step"], row["seed"], row["classes"]) == ("prototypical", 2, 0, 4 * 1200)
-    assert row["parameters"] == 111_936
+    assert (row["parameters"], row["trained_on"]) == (111_936, "cpu")
     for mode in ("transductive", "inductive"):
         found = row[mode]
         assert (found["query_mode"], found["episodes"], found["source"]["subset"]) == (mode, 3, "test")
