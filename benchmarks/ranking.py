@@ -6,7 +6,7 @@
 have been trained on: the splits `vinyals` and `lake` keep them apart. How many classes a run did train on, turns
 included, stands in its row. Images are of the size that it was trained on; characters and drawings are the same for
 all. Transductive: all 75 queries at once. Inductive: each query alone with the support set. Adaptation is one `predict`
-on an episode, compiled before, all queries at once; the median of 20.
+on an episode, compiled before, all queries at once; the median of 20. A run that was judged before is not again.
 """
 
 import argparse
@@ -32,11 +32,24 @@ def main() -> None:
     set_up_jax()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+")
-    rows = [judge(run) for run in parser.parse_args().runs]
+    rows = [judged(run) for run in parser.parse_args().runs]
     rows.sort(key=lambda row: -row["inductive"]["mean"])
     print("\n".join([line(COLUMNS), *(line(cells(row)) for row in rows)]))
     write("ranking", {"command": "python benchmarks/ranking.py RUN ..", "episodes": EPISODES, "rows": rows})
     draw(rows, Path(__file__).parent / "results" / "ranking.png")
+
+
+def judged(run: Path) -> dict[str, Any]:
+    """One run's row, from its `ranking.json` if it was judged before at the step it has reached."""
+    path = run / "ranking.json"
+    trained = [json.loads(words)["step"] for words in (run / "metrics.jsonl").read_text().splitlines()]
+    if path.exists() and (row := json.loads(path.read_text()))["step"] == trained[-1]:
+        return row
+    began = time.perf_counter()
+    row = judge(run)
+    path.write_text(json.dumps(row, indent=2) + "\n")
+    print(f"{run}: judged in {time.perf_counter() - began:.0f} s", flush=True)
+    return row
 
 
 def judge(run: Path) -> dict[str, Any]:
