@@ -81,8 +81,8 @@ def check_free(run_dir: Path, *, resume: bool) -> None:
 def _check_same(before: dict[str, Any], now: dict[str, Any], run_dir: Path) -> None:
     before, now = _flat(before), _flat(now)
     for name in sorted(before.keys() | now.keys()):
-        free = name.endswith("data_dir") or (name.startswith("versions.") and name not in _ARITHMETIC)
-        free |= name in _ARITHMETIC and name not in before  # an older run's, which did not record it
+        bound = name in _ARITHMETIC and name in before  # older runs have not recorded all of it
+        free = name.endswith("data_dir") or (name.startswith("versions.") and not bound)
         if before.get(name) != now.get(name) and not free:
             raise ValueError(
                 f"run folder {run_dir} was started with {name}={before.get(name)!r}, which does not match "
