@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+jax.config.update("jax_platforms", "cpu")  # as PyTorch here
 jax.config.update("jax_num_cpu_devices", 2)
 
 import jax.numpy as jnp  # noqa: E402
