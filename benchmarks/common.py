@@ -120,6 +120,11 @@ def undisturbed_seconds(history: Sequence[Mapping[str, Any]], steps: int, meta_b
     return steps * meta_batch / paces[int(0.9 * (len(paces) - 1))]
 
 
+def minutes(seconds: float, backend: str) -> str:
+    """Minutes of training, and where, if not on CPU."""
+    return f"{seconds / 60:.1f}" + ("" if backend == "cpu" else f" ({backend.upper()})")
+
+
 def write(name: str, report: dict[str, Any]) -> None:
     """Writes a report into `results/`, with the machine and the versions; `NAME-gpu.json` from a GPU."""
     devices = [f"{device.device_kind}:{device.id}" for device in jax.devices()]

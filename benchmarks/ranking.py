@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from common import undisturbed_seconds, write
+from common import minutes, undisturbed_seconds, write
 
 from jaxmeta import evaluate, presets, tasks
 from jaxmeta.cli._commands import set_up_jax
@@ -32,18 +32,19 @@ def main() -> None:
     set_up_jax()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+")
-    rows = [judged(run) for run in parser.parse_args().runs]
+    rows = [row_of(run) for run in parser.parse_args().runs]
     rows.sort(key=lambda row: -row["inductive"]["mean"])
     print("\n".join([line(COLUMNS), *(line(cells(row)) for row in rows)]))
     write("ranking", {"command": "python benchmarks/ranking.py RUN ..", "episodes": EPISODES, "rows": rows})
     draw(rows, Path(__file__).parent / "results" / "ranking.png")
 
 
-def judged(run: Path) -> dict[str, Any]:
-    """One run's row, from its `ranking.json` if it was judged before at the step it has reached."""
+def row_of(run: Path) -> dict[str, Any]:
+    """One run's row, from its `ranking.json` if it was judged before, at the step and on the episodes of now."""
     path = run / "ranking.json"
-    trained = [json.loads(words)["step"] for words in (run / "metrics.jsonl").read_text().splitlines()]
-    if path.exists() and (row := json.loads(path.read_text()))["step"] == trained[-1]:
+    reached = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["step"]
+    row = json.loads(path.read_text()) if path.exists() else None
+    if row and (row["step"], row["inductive"]["episodes"]) == (reached, EPISODES):
         return row
     began = time.perf_counter()
     row = judge(run)
@@ -108,7 +109,7 @@ def cells(row: dict[str, Any]) -> tuple[str, ...]:
     numbers = (
         f"{row['classes']:,}",
         f"{row['parameters']:,}",
-        f"{row['training_seconds'] / 60:.1f} ({row['trained_on']})",
+        minutes(row["training_seconds"], row["trained_on"]),
         f"{row['adaptation_ms']:.2f}",
     )
     return row["method"], *accuracies, *numbers

@@ -7,7 +7,7 @@ from typing import Any
 
 import ranking
 from cells import CELLS, Cell, Row
-from common import undisturbed_seconds
+from common import minutes, undisturbed_seconds
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -79,11 +79,10 @@ def line(cell: Cell, row: Row, found: list[dict[str, Any]]) -> str:
     difference = "-" if row.paper is None else f"{round(middle - float(row.paper.split()[0]), 2) + 0.0:+.2f}"
     tasks = judged[0][0]["fit"]["steps"] * judged[0][0]["fit"]["meta_batch"]
     share = "" if cell.paper_tasks is None else f", {100 * tasks / cell.paper_tasks:.0f} %"
-    minutes = statistics.median(
-        undisturbed_seconds(result["history"], result["fit"]["steps"], result["fit"]["meta_batch"]) / 60
+    seconds = statistics.median(
+        undisturbed_seconds(result["history"], result["fit"]["steps"], result["fit"]["meta_batch"])
         for result, _ in judged
     )
-    backend = judged[0][0]["versions"]["backend"]
-    where = "" if backend == "cpu" else f" ({backend.upper()})"
-    columns += [f"{middle:.2f} {about}", difference, f"{tasks:,}{share}", f"{minutes:.1f}{where}"]
+    spent = minutes(seconds, judged[0][0]["versions"]["backend"])
+    columns += [f"{middle:.2f} {about}", difference, f"{tasks:,}{share}", spent]
     return f"| {' | '.join(columns)} |"

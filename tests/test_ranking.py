@@ -18,9 +18,9 @@ def test_a_run_becomes_a_row_and_a_picture(tmp_path: Path, monkeypatch: pytest.M
     words = ("prototypical", "--dataset", "omniglot", "--train-ways", "5", "--steps", "2", "--episodes", "2")
     assert cli.main(["train", *words, "--out", str(tmp_path / "run")]) == 0
     monkeypatch.setattr(ranking, "EPISODES", 3)
-    row = ranking.judged(tmp_path / "run")
+    row = ranking.row_of(tmp_path / "run")
     monkeypatch.setattr(ranking, "judge", lambda run: pytest.fail(f"{run} was judged before"))
-    assert ranking.judged(tmp_path / "run") == row
+    assert ranking.row_of(tmp_path / "run") == row
     assert (row["method"], row["step"], row["seed"], row["classes"]) == ("prototypical", 2, 0, 4 * 1200)
     assert (row["parameters"], row["trained_on"]) == (111_936, "cpu")
     for mode in ("transductive", "inductive"):
