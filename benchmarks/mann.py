@@ -17,7 +17,7 @@ import jax
 import numpy as np
 import optax
 
-from jaxmeta import episode, fit, memory, tasks
+from jaxmeta import augmented, episode, fit, memory, tasks
 from jaxmeta.cli._commands import set_up_jax
 
 INSTANCES, EPISODES = 10, 16  # presentations of a class; episodes in a training step
@@ -72,8 +72,9 @@ def main() -> None:
         input_scale=given.input_scale,
         strength=given.strength,
     )
-    distort = memory.turns_and_shifts() if given.distort else None
-    learner = memory.mann(model, ways=given.ways, code=given.code, distort=distort)
+    learner = memory.mann(model, ways=given.ways, code=given.code)
+    if given.distort:
+        learner = augmented(learner, memory.turns_and_shifts())
     fall = max(1, given.steps // 5)
     fallen = optax.linear_schedule(given.learning_rate, 0.0, fall)
     rate = optax.join_schedules([optax.constant_schedule(given.learning_rate), fallen], [given.steps - fall])

@@ -10,7 +10,7 @@ import dataclasses
 import json
 from pathlib import Path
 
-from jaxmeta import evaluate, fit, memory, presets
+from jaxmeta import augmented, evaluate, fit, memory, presets
 from jaxmeta.cli._commands import set_up_jax
 
 
@@ -20,6 +20,7 @@ def main() -> None:
     parser.add_argument("--without", choices=("task", "example"))
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--halve-every", type=int, help="halve Adam's rate after so many steps, again and again")
+    parser.add_argument("--distort", action="store_true", help="turn and shift training images")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
@@ -29,7 +30,7 @@ def main() -> None:
     model = memory.AugmentedConv(settings.ways, features=32)
     learner = memory.metanet(model, task_level=given.without != "task", example_level=given.without != "example")
     result = fit(
-        learner,
+        augmented(learner, memory.turns_and_shifts()) if given.distort else learner,
         setup.train_source,
         setup.optimizer,
         steps=settings.steps,
@@ -37,7 +38,7 @@ def main() -> None:
         run_dir=given.out,
         resume=True,
         seed=given.seed,
-        config={"settings": dataclasses.asdict(settings), "without": given.without},
+        config={"settings": dataclasses.asdict(settings), "without": given.without, "distort": given.distort},
         progress=False,
     )
     judged = evaluate(learner, result.params, setup.test_source, episodes=settings.episodes, seed=given.seed)

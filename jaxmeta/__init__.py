@@ -9,6 +9,7 @@ from jaxmeta.learner import (
     MetaLearner,
     Model,
     Replacement,
+    augmented,
     descended,
     outer_step,
 )
@@ -51,6 +52,7 @@ __all__ = [
     "adapt",
     "analysis",
     "anil",
+    "augmented",
     "batch_meta_grad",
     "boil",
     "check_episode",

@@ -88,6 +88,41 @@ class MetaLearner(NamedTuple):
     compare: Callable[[Params, Batch, jax.Array, jax.Array], Comparison] | None = None
 
 
+def augmented(learner: MetaLearner, augment: Callable[[jax.Array, jax.Array], jax.Array]) -> MetaLearner:
+    """The same learner, trained on inputs that are changed at random, as data augmentation does.
+
+    Support and query sets are changed alike, each with a key of its own; labels stay. `init`, `predict` and the rest
+    see inputs as they are.
+
+    Args:
+        learner: any.
+        augment: what training does to inputs, `(x [n, ...], key) -> [n, ...]`, for instance
+            `metric.affine_distortions` or `memory.turns_and_shifts()`.
+
+    Returns:
+        A `MetaLearner` whose `meta_grad` augments its episode first.
+
+    Raises:
+        ValueError: `augment` returns another number of inputs than it was given.
+
+    >>> from jaxmeta import nn, prototypical
+    >>> learner = augmented(prototypical(nn.MLP((4,), 2)), lambda x, key: x + 0.1 * jax.random.normal(key, x.shape))
+    """
+
+    def change(batch: Batch, key: jax.Array) -> Batch:
+        x = augment(batch.x, key)
+        if len(x) != len(batch.x):
+            raise ValueError(f"augment must return one input for each of {len(batch.x)}, but returned {len(x)}")
+        return batch._replace(x=x)
+
+    def meta_grad(params: Params, episode: Episode, key: jax.Array) -> tuple[Params, Metrics]:
+        key, support_key, query_key = jax.random.split(key, 3)
+        changed = Episode(change(episode.support, support_key), change(episode.query, query_key))
+        return learner.meta_grad(params, changed, key)
+
+    return learner._replace(meta_grad=meta_grad)
+
+
 class Carried(NamedTuple):
     """A part of meta-parameters that no optimiser descends: it is carried along and replaced at every outer step.
 

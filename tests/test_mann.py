@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from helpers import inner_product, random_direction, stencil_derivative, to_float64
 
-from jaxmeta import Batch, Episode, MetaLearner, mann, memory, presets, tasks
+from jaxmeta import Batch, Episode, MetaLearner, augmented, mann, memory, presets, tasks
 from jaxmeta.memory import MANN
 from jaxmeta.memory._labels import one_step_late, words
 from jaxmeta.memory._recurrence import scan_deferred
@@ -368,11 +368,11 @@ def test_distortions_reach_the_network() -> None:
     assert np.abs(turned - line).max((1, 2, 3)).min() > 0.2
     assert np.abs(turned[0] - turned[1]).max() > 0.2
     episode = Episode(*(Batch(jnp.tile(images[:1], (n, 1, 1, 1)), jnp.arange(n) % WAYS) for n in (3, 6)))
-    model, key = MANN(**SMALL), jax.random.key(0)
-    params = mann(model, ways=WAYS).init(key, episode)
+    learner, key = mann(MANN(**SMALL), ways=WAYS), jax.random.key(0)
+    params = learner.init(key, episode)
     plain, distorted = (
-        mann(model, ways=WAYS, distort=d).meta_grad(params, episode, key)[0]["params"]["input"]["kernel"]
-        for d in (None, lambda x, key: 0 * x)
+        one.meta_grad(params, episode, key)[0]["params"]["input"]["kernel"]
+        for one in (learner, augmented(learner, lambda x, key: 0 * x))
     )
     assert np.abs(plain[40]).max() > 0
     assert not np.asarray(distorted).any(), "blank images have no gradient"

@@ -523,23 +523,6 @@ def test_distortions_are_within_the_paper_s_bounds(monkeypatch: pytest.MonkeyPat
     assert np.abs(np.corrcoef(parts.T) - np.eye(7)).max() < 0.06
 
 
-def test_support_and_query_are_distorted_by_maps_of_their_own() -> None:
-    """Moved alike, the two would keep their differences, and the loss."""
-
-    def distort(images: jax.Array, key: jax.Array) -> jax.Array:
-        return images + jax.random.normal(key, images.shape[1:])
-
-    episode = to_float32(vectors())
-    plain, distorted = (jm.siamese(Untouched(), distort=how, ways=3) for how in (None, distort))
-    params = jax.jit(plain.init)(KEY, episode)
-    first, second = (jax.jit(one.meta_grad)(params, episode, KEY)[1]["loss"] for one in (plain, distorted))
-    assert abs(first - second) > 0.01
-    again, other = (jax.jit(distorted.meta_grad)(params, episode, key)[1]["loss"] for key in (KEY, jax.random.key(1)))
-    assert second == again != other
-    seen = [jax.jit(one.predict)(params, episode.support, episode.query.x, KEY) for one in (plain, distorted)]
-    np.testing.assert_array_equal(*seen)
-
-
 def test_zero_shot_prototypes_come_from_descriptions() -> None:
     """Classes never seen in training are told from their descriptions, and prototypes have length 1."""
     source = described_classes()

@@ -4,6 +4,7 @@ m is a perceptron with two hidden layers on one gradient; d an LSTM over a seque
 last state.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -67,12 +68,16 @@ def from_sequence(generator: TaskGenerator, grads: Any, p: float) -> Any:
         inputs = log_sign(leaf, p).reshape(len(leaf), -1, 2)
         blank = jnp.zeros((inputs.shape[1], len(generator.out_kernel)), leaf.dtype)
 
-        def step(state: tuple[jax.Array, jax.Array], x: jax.Array) -> tuple[tuple[jax.Array, jax.Array], None]:
+        # Computed again in the backward pass: all coordinates' gates take longer to fetch from memory than to compute.
+        @functools.partial(jax.checkpoint, prevent_cse=False)
+        def advance(
+            generator: TaskGenerator, state: tuple[jax.Array, jax.Array], x: jax.Array
+        ) -> tuple[jax.Array, jax.Array]:
             hidden, cell = state
             gates = jnp.concatenate([x, hidden], axis=1) @ generator.kernel + generator.bias
-            return lstm_update(gates, cell), None
+            return lstm_update(gates, cell)
 
-        (hidden, _), _ = jax.lax.scan(step, (blank, blank), inputs)
+        (hidden, _), _ = jax.lax.scan(lambda state, x: (advance(generator, state, x), None), (blank, blank), inputs)
         return (hidden @ generator.out_kernel + generator.out_bias).reshape(leaf.shape[1:])
 
     return jax.tree.map(one, grads)

@@ -22,8 +22,6 @@ from jaxmeta.memory._cell import MANN, CellState, Trace
 from jaxmeta.memory._labels import Code, Words, by_instance, one_step_late, words
 from jaxmeta.nn import affine
 
-Distort = Callable[[jax.Array, jax.Array], jax.Array]
-
 _REPORTED = (1, 2, 3, 5, 10)
 
 
@@ -78,8 +76,8 @@ def read_episode(
     return Reading(batch.y, spelled.right(outputs, batch.y), spelled.loss(outputs, batch.y), trace)
 
 
-def turns_and_shifts(turn: float = jnp.pi / 16, shift: float = 0.1) -> Distort:
-    """Small random turns and shifts of images, each image's own, for `mann`'s `distort`.
+def turns_and_shifts(turn: float = jnp.pi / 16, shift: float = 0.1) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """Small random turns and shifts of images, each image's own, for `augmented`.
 
     Args:
         turn: the largest angle, in radians.
@@ -105,7 +103,7 @@ def turns_and_shifts(turn: float = jnp.pi / 16, shift: float = 0.1) -> Distort:
     return distort
 
 
-def mann(model: MANN, *, ways: int, code: Code = "one_hot", distort: Distort | None = None) -> MetaLearner:
+def mann(model: MANN, *, ways: int, code: Code = "one_hot") -> MetaLearner:
     """A memory-augmented network as a learner.
 
     Args:
@@ -114,7 +112,6 @@ def mann(model: MANN, *, ways: int, code: Code = "one_hot", distort: Distort | N
         ways: classes in an episode.
         code: how classes are shown and answered: `"one_hot"`, or `"strings"` of five letters that are drawn for
             each episode.
-        distort: what training does to inputs, `(x [n, ...], key) -> [n, ...]`, for instance `turns_and_shifts()`.
 
     Returns:
         A `MetaLearner`. Metrics: `loss`, summed over letters; `accuracy`, over all presentations; `instance_1`,
@@ -144,9 +141,6 @@ def mann(model: MANN, *, ways: int, code: Code = "one_hot", distort: Distort | N
     def meta_grad(params: Params, episode: Episode, key: jax.Array) -> tuple[Params, Metrics]:
         check_episode(episode, ways=ways)
         batch = concatenate(*episode)
-        key, distort_key = jax.random.split(key)
-        if distort is not None:
-            batch = batch._replace(x=distort(batch.x, distort_key))
 
         def objective(params: Params) -> tuple[jax.Array, Metrics]:
             reading = read_episode(model, params, batch, key, ways=ways, code=code)

@@ -24,8 +24,6 @@ def metric_learner(
     compare: Compare,
     loss: Loss,
     ways: int | None,
-    *,
-    augment: Callable[[Episode, jax.Array], Episode] = lambda episode, key: episode,
 ) -> MetaLearner:
     """A learner that classifies by P(y | x, S) = sum_i k(x, x_i) y_i, and whose meta-gradient is its loss's gradient.
 
@@ -34,7 +32,6 @@ def metric_learner(
         compare: the embeddings and the kernel of the method.
         loss: what training descends.
         ways: classes in an episode; None for one for each support example.
-        augment: what happens to an episode in training.
     """
     if ways is not None and ways < 2:
         raise ValueError(f"ways must be 2 or more, but is {ways}")
@@ -48,11 +45,9 @@ def metric_learner(
 
     def meta_grad(params: Params, episode: Episode, key: jax.Array) -> tuple[Params, Metrics]:
         check_labelled(episode, ways)
-        augment_key, compare_key = jax.random.split(key)
-        episode = augment(episode, augment_key)
 
         def objective(params: Params) -> tuple[jax.Array, Metrics]:
-            found = compare_all(params, episode.support, episode.query.x, compare_key)
+            found = compare_all(params, episode.support, episode.query.x, key)
             log_probs = label_sum(found.log_kernel, found.labels, count_ways(episode.support, ways))
             value = loss(params, found, log_probs, episode)
             return value, {"loss": value, "accuracy": accuracy(log_probs, episode.query.y)}

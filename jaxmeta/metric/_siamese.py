@@ -10,12 +10,13 @@
 | alpha, b | `SiameseParams.head` | | p(x, x_i) | exp of `Comparison.log_kernel`, best image of each class |
 
 The pairs of an episode are all of (query, support), those of one class and those of two weighing half the loss each:
-the mean over what random pairs, half of them the same, would give. Both images of a pair are distorted by maps of
-their own in training. The paper prints its log-likelihood without the minus sign.
+the mean over what random pairs, half of them the same, would give. The paper distorts both images of a pair by maps
+of their own in training: `augmented(siamese(..), affine_distortions)`. It prints its log-likelihood without the minus
+sign.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -44,7 +45,6 @@ def siamese(
     encoder: Model,
     *,
     l2: float | Mapping[str, float] = 0.0,
-    distort: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
     ways: int | None = None,
 ) -> MetaLearner:
     """Siamese networks: verification of pairs, and classification by the most probable support example.
@@ -57,7 +57,6 @@ def siamese(
         l2: lambda, the weight of the squared norm of the kernels: one number, or one for each layer by name, such as
             `{"conv_0": 1e-4, "dense": 1e-3, "alpha": 0.0}`, where `"alpha"` is the head's; layers without one have
             none. Biases have none.
-        distort: what training does to images, `(images [n, ...], key) -> [n, ...]`, for instance `affine_distortions`.
         ways: classes in an episode; None for as many as there are support examples. See `prototypical`.
 
     Returns:
@@ -94,12 +93,6 @@ def siamese(
         same = episode.query.y[:, None] == episode.support.y[None, :]
         return verification_loss(logits, same) + _penalty(params, l2)
 
-    def augment(episode: Episode, key: jax.Array) -> Episode:
-        if distort is None:
-            return episode
-        keys = jax.random.split(key)
-        return Episode(*(Batch(distort(b.x, k), b.y) for b, k in zip(episode, keys, strict=True)))
-
     def init(key: jax.Array, episode: Episode) -> SiameseParams:
         encoder_key, head_key = jax.random.split(key)
         params = init_stateless(encoder, encoder_key, episode.support.x)
@@ -111,7 +104,7 @@ def siamese(
         _penalty(found, l2)
         return found
 
-    return metric_learner(init, compare, loss, ways, augment=augment)
+    return metric_learner(init, compare, loss, ways)
 
 
 def verify(encoder: Model, params: SiameseParams, first: jax.Array, second: jax.Array) -> jax.Array:

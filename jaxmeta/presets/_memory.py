@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import optax
 
 from jaxmeta import memory
-from jaxmeta.learner import MetaLearner
+from jaxmeta.learner import MetaLearner, augmented
 from jaxmeta.presets._settings import Family, Settings, given, on_dataset
 
 # MANN: arXiv:1605.06065, section 4. Five classes of ten drawings in a training sequence, 20 x 20 pixels, classes turned
@@ -55,9 +55,9 @@ def _learner(settings: Settings, ways: int) -> MetaLearner:
     match settings.method:
         case "mann":
             model = memory.MANN(input_scale=4.0, strength=1 / settings.temperature)
+            learner = memory.mann(model, ways=ways)
             # Omniglot's training images are turned and shifted; images of one's own are not.
-            distort = memory.turns_and_shifts() if settings.dataset == "omniglot" else None
-            return memory.mann(model, ways=ways, distort=distort)
+            return augmented(learner, memory.turns_and_shifts()) if settings.dataset == "omniglot" else learner
         case "metanet":
             return memory.metanet(memory.AugmentedConv(ways, features=32))
         case _:

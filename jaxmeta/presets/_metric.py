@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import optax
 
 from jaxmeta import metric, nn
-from jaxmeta.learner import MetaLearner
+from jaxmeta.learner import MetaLearner, augmented
 from jaxmeta.presets._settings import Family, Settings, given, on_dataset
 
 # Prototypical Networks: arXiv:1703.05175, section 3.1, and its code. 60 ways in training whatever it is judged on, as
@@ -117,7 +117,7 @@ def _learner(settings: Settings, ways: int) -> MetaLearner:
             return metric.relation(ways=ways)
         case "siamese":
             twin = siamese_twin(settings.image_size)
-            return metric.siamese(twin, l2=settings.l2, distort=metric.affine_distortions, ways=ways)
+            return augmented(metric.siamese(twin, l2=settings.l2, ways=ways), metric.affine_distortions)
         case _:
             raise ValueError(f"unknown method {settings.method!r}")
 
