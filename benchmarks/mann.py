@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--input-scale", type=float, default=4.0, help="how wide the images' weights start")
     parser.add_argument("--strength", type=float, default=10.0, help="LRUA's inverse temperature; 1 in the paper")
     parser.add_argument(
-        "--distort", action=argparse.BooleanOptionalAction, default=True, help="turn and shift training images"
+        "--augment", action=argparse.BooleanOptionalAction, default=True, help="turn and shift training images"
     )
     parser.add_argument("--ways", type=int, default=5)
     parser.add_argument("--steps", type=int, default=30_000)
@@ -73,7 +73,7 @@ def main() -> None:
         strength=given.strength,
     )
     learner = memory.mann(model, ways=given.ways, code=given.code)
-    if given.distort:
+    if given.augment:
         learner = augmented(learner, memory.turns_and_shifts())
     fall = max(1, given.steps // 5)
     fallen = optax.linear_schedule(given.learning_rate, 0.0, fall)

@@ -33,7 +33,7 @@ def main() -> None:
         example_level=given.without != "example",
     )
     result = fit(
-        augmented(learner, memory.turns_and_shifts()),
+        augmented(learner, memory.turns_and_shifts()) if settings.augment else learner,
         setup.train_source,
         setup.optimizer,
         steps=settings.steps,

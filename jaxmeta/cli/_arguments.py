@@ -54,6 +54,9 @@ class Train:
     random. Default: the paper's."""
     rotations: Literal["none", "classes", "per_class", "per_episode"] | None = None
     """How images are turned in training and test. Default: the paper's."""
+    augment: bool | None = None
+    """Change training images at random: small turns and shifts, or for methods that learn to compare the affine maps of
+    siamese networks. Default: as siamese networks, and on Omniglot mann and metanet."""
     episodes: int | None = None
     """Test episodes. Default: the paper's."""
     query_mode: Literal["transductive", "inductive"] = "transductive"

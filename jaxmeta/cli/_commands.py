@@ -191,7 +191,7 @@ def _train_options(command: Train) -> dict[str, Any]:
 
     names = (
         *("train_ways", "train_shots", "train_queries", "steps", "inner_steps", "inner_lr", "meta_batch", "outer_lr"),
-        *("halve_every", "temperature", "image_size", "split", "rotations", "episodes", "data_dir"),
+        *("halve_every", "temperature", "image_size", "split", "rotations", "augment", "episodes", "data_dir"),
     )
     asked = _given(command, *names)
     for name, reason in presets.family_of(command.method).refused(command.method).items():

@@ -175,8 +175,8 @@ def address(weights: jax.Array, memory: jax.Array, heads: NTMHeads) -> jax.Array
     content = jax.nn.softmax(heads.strength[:, None] * cosine(heads.key, memory))
     mixed = heads.gate[:, None] * content + (1 - heads.gate[:, None]) * weights
     moved = sum(heads.shift[:, i, None] * jnp.roll(mixed, i - 1, axis=-1) for i in range(3))
-    sharp = (moved + _EPSILON) ** heads.sharpness[:, None]
-    return sharp / sharp.sum(-1, keepdims=True)
+    # moved ** sharpness over its sum, where the powers themselves can be too small for a float.
+    return jax.nn.softmax(heads.sharpness[:, None] * jnp.log(moved + _EPSILON))
 
 
 def ntm_step(

@@ -87,16 +87,18 @@ def turns_and_shifts(turn: float = jnp.pi / 16, shift: float = 0.1) -> Callable[
         `(images [n, height, width, channels], key) -> [n, height, width, channels]`, interpolated linearly.
 
     Raises:
-        ValueError: a bound is negative.
+        ValueError: a bound is negative, or images do not have that shape.
 
     >>> turns_and_shifts(0.0, 0.0)(jnp.ones((2, 4, 4, 1)), jax.random.key(0)).sum().item()
     32.0
     """
     if turn < 0 or shift < 0:
         raise ValueError(f"turn={turn} and shift={shift} must not be negative")
-    bounds = jnp.array([turn, 0, 0, 0, 0, shift, shift])
 
     def distort(images: jax.Array, key: jax.Array) -> jax.Array:
+        if images.ndim != 4:
+            raise ValueError(f"images must have shape [n, height, width, channels], but have {images.shape}")
+        bounds = jnp.array([turn, 0, 0, 0, 0, shift, shift])
         parts = bounds * jax.random.uniform(key, (len(images), len(bounds)), minval=-1.0, maxval=1.0)
         return jax.vmap(affine)(images, parts)
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import optax
 
 from jaxmeta import tasks
-from jaxmeta.learner import MetaLearner
+from jaxmeta.learner import MetaLearner, augmented
 from jaxmeta.optimization import anil, boil, fomaml, imaml, maml, reptile, truncated_maml
 from jaxmeta.presets._memory import MEMORY
 from jaxmeta.presets._metric import METRIC
@@ -104,6 +104,10 @@ def build(settings: Settings) -> Setup:
         )
     learner = family.learner(settings, train_ways)
     test_learner = learner if train_ways == settings.ways else family.learner(settings, settings.ways)
+    if settings.augment:
+        if settings.dataset == "sinusoid":
+            raise ValueError("augment changes images, but sinusoid is a regression: want a data set of images")
+        learner = augmented(learner, family.augment)
     return Setup(learner, test_learner, train_source, test_source, family.optimizer(settings))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import optax
 
 from jaxmeta import memory
-from jaxmeta.learner import MetaLearner, augmented
+from jaxmeta.learner import MetaLearner
 from jaxmeta.presets._settings import Family, Settings, given, on_dataset
 
 # MANN: arXiv:1605.06065, section 4. Five classes of ten drawings in a training sequence, 20 x 20 pixels, classes turned
@@ -45,7 +45,8 @@ _METANET = Settings(
 
 def _preset(method: str, dataset: str, ways: int | None, shots: int | None, queries: int | None) -> Settings:
     preset = on_dataset({"mann": _MANN, "metanet": _METANET}[method], dataset)
-    changed = given(ways=ways, shots=shots, queries=queries)
+    # Omniglot's training images are turned and shifted; others are not.
+    changed = {**given(ways=ways, shots=shots, queries=queries), "augment": dataset == "omniglot"}
     if method == "metanet" and shots is not None:
         changed["train_shots"] = shots
     return dataclasses.replace(preset, **changed)
@@ -54,13 +55,11 @@ def _preset(method: str, dataset: str, ways: int | None, shots: int | None, quer
 def _learner(settings: Settings, ways: int) -> MetaLearner:
     match settings.method:
         case "mann":
-            learner = memory.mann(memory.MANN(input_scale=4.0, strength=1 / settings.temperature), ways=ways)
+            return memory.mann(memory.MANN(input_scale=4.0, strength=1 / settings.temperature), ways=ways)
         case "metanet":
-            learner = memory.metanet(memory.AugmentedConv(ways, features=32))
+            return memory.metanet(memory.AugmentedConv(ways, features=32))
         case _:
             raise ValueError(f"unknown method {settings.method!r}")
-    # Omniglot's training images are turned and shifted; images of one's own are not.
-    return augmented(learner, memory.turns_and_shifts()) if settings.dataset == "omniglot" else learner
 
 
 def _optimizer(settings: Settings) -> optax.GradientTransformation:
@@ -78,4 +77,13 @@ def _refused(method: str) -> Mapping[str, str]:
     return found
 
 
-MEMORY = Family(("mann", "metanet"), _preset, _learner, _optimizer, _refused, any_ways=False, regression=False)
+MEMORY = Family(
+    ("mann", "metanet"),
+    _preset,
+    _learner,
+    _optimizer,
+    memory.turns_and_shifts(),
+    _refused,
+    any_ways=False,
+    regression=False,
+)

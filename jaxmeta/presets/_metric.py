@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import optax
 
 from jaxmeta import metric, nn
-from jaxmeta.learner import MetaLearner, augmented
+from jaxmeta.learner import MetaLearner
 from jaxmeta.presets._settings import Family, Settings, given, on_dataset
 
 # Prototypical Networks: arXiv:1703.05175, section 3.1, and its code. 60 ways in training whatever it is judged on, as
@@ -71,6 +71,7 @@ _SIAMESE = Settings(
     image_size=105,
     split="lake",
     train_rotations="classes",
+    augment=True,
     within_groups=True,
     episodes=400,
 )
@@ -117,7 +118,7 @@ def _learner(settings: Settings, ways: int) -> MetaLearner:
             return metric.relation(ways=ways)
         case "siamese":
             twin = siamese_twin(settings.image_size)
-            return augmented(metric.siamese(twin, l2=settings.l2, ways=ways), metric.affine_distortions)
+            return metric.siamese(twin, l2=settings.l2, ways=ways)
         case _:
             raise ValueError(f"unknown method {settings.method!r}")
 
@@ -145,6 +146,7 @@ METRIC = Family(
     _preset,
     _learner,
     _optimizer,
+    metric.affine_distortions,
     _refused,
     any_ways=True,
     regression=False,

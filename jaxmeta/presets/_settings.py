@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import optax
 
 from jaxmeta.learner import MetaLearner
@@ -50,6 +51,7 @@ class Settings:
     train_subset: Subset = "train"
     train_rotations: Rotations = "none"
     test_rotations: Rotations = "none"
+    augment: bool = False  # change training images a little at random, by the family's `augment`
     within_groups: bool = False  # take the classes of an episode from one alphabet
     episodes: int = 600
     query_mode: str = "transductive"
@@ -95,6 +97,7 @@ class Family(NamedTuple):
             `DATASETS` or an existing folder, and the numbers are None where the papers' are wanted.
         learner: `(settings, ways) -> MetaLearner` for episodes with that many classes.
         optimizer: `settings -> optimizer`, the outer optimiser.
+        augment: what `settings.augment` does to training images.
         refused: `method -> {option: reason}`: options of `jaxmeta train` that the method would ignore.
         any_ways: whether the same meta-parameters serve episodes of any number of classes.
         regression: whether the methods can regress, and so train on sinusoids.
@@ -104,6 +107,7 @@ class Family(NamedTuple):
     preset: Callable[[str, str, int | None, int | None, int | None], Settings]
     learner: Callable[[Settings, int], MetaLearner]
     optimizer: Callable[[Settings], optax.GradientTransformation]
+    augment: Callable[[jax.Array, jax.Array], jax.Array]
     refused: Callable[[str], Mapping[str, str]]
     any_ways: bool
     regression: bool
