@@ -111,6 +111,28 @@ def test_every_preset_starts(method: str, dataset: str) -> None:
     assert found.shape[0] == len(query.x)
 
 
+@pytest.mark.parametrize("method", ["siamese", "mann", "metanet", "prototypical", "maml"])
+def test_training_images_are_augmented_where_settings_say_so(method: str, monkeypatch) -> None:
+    preset = presets.settings(method, "omniglot")
+    assert preset.augment == (method in ("siamese", "mann", "metanet"))
+    family = presets.family_of(method)._replace(augment=lambda x, key: 0 * x)
+    monkeypatch.setattr(presets._build, "family_of", lambda method: family)
+    small = dataclasses.replace(presets.settings(method, "glyphs"), train_ways=None, train_queries=1)
+    losses = []
+    for augment in (False, True):
+        setup = presets.build(dataclasses.replace(small, augment=augment))
+        episode = setup.train_source.sample(setup.train_source.data, jax.random.key(0))
+        params = jax.jit(setup.learner.init)(jax.random.key(1), episode)
+        _, metrics = jax.jit(setup.learner.meta_grad)(params, episode, jax.random.key(2))
+        losses.append(float(metrics["loss"]))
+    assert losses[0] != losses[1]
+
+
+def test_sinusoids_are_not_augmented() -> None:
+    with pytest.raises(ValueError, match="augment changes images, but sinusoid is a regression"):
+        presets.build(dataclasses.replace(presets.settings("maml", "sinusoid"), augment=True))
+
+
 def test_a_metric_method_is_judged_on_other_ways_than_it_was_trained_on(tmp_path: Path, capsys) -> None:
     words = ("--dataset", "glyphs", "--train-ways", 6, "--train-queries", 1, "--queries", 1, "--steps", 2)
     assert run("train", "prototypical", *words, "--episodes", 4, "--halve-every", 1, "--out", tmp_path / "run") == 0

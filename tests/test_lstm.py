@@ -166,6 +166,24 @@ def test_the_learner_passes_its_options_on() -> None:
     assert float(metrics["loss"]) == pytest.approx(float(task_loss(adapted[3], query)), rel=1e-6)
     plain = lstm_adapt(task_loss, params, support, steps=2).params
     assert not np.allclose(found, model.apply(plain, query.x), atol=1e-4)
+    for flag in (False, True):
+        other = lstm_meta_learner(model, steps=3, hidden=HIDDEN, differentiate=flag)
+        grads, _ = other.meta_grad(params, episode(), jax.random.key(0))
+
+        def outer(params: MetaLSTM, flag: bool = flag) -> jax.Array:
+            adapted = lstm_adapt(task_loss, params, support, steps=3, differentiate=flag)
+            return task_loss(adapted.params, query)
+
+        assert_trees_close(grads, jax.grad(outer)(params), rtol=1e-5, atol=1e-7)
+
+
+def test_labels_that_the_network_has_no_output_for_are_refused() -> None:
+    learner = lstm_meta_learner(nn.MLP((4,), WAYS), hidden=HIDDEN, steps=2)
+    support, query = episode()
+    params = learner.init(jax.random.key(0), episode())
+    for label, message in ((7, "labels are 0..7"), (-5, "labels are -5..")):
+        with pytest.raises(ValueError, match=f"the model has {WAYS} outputs, but the {message}"):
+            learner.predict(params, support._replace(y=support.y.at[1].set(label)), query.x, jax.random.key(0))
 
 
 def test_gates_start_near_one_and_near_zero() -> None:
@@ -202,7 +220,7 @@ def test_relabelling_classes_permutes_answers_with_the_head_s_columns() -> None:
         ({"hidden": 0}, "hidden must be 1 or more, but is 0"),
         ({"forget_bias": (5.0, 4.0)}, r"forget_bias must be a range \(low, high\), but is \(5.0, 4.0\)"),
         ({"feedback": "both"}, "feedback must be one of .* but is 'both'"),
-        ({"gradient_scale": 0.0}, "gradient_scale must be positive, but is 0.0"),
+        ({"gradient_scale": 0.0}, "gradient_scale must be positive and finite, but is 0.0"),
     ],
 )
 def test_bad_input_is_named(options: Any, message: str) -> None:

@@ -38,11 +38,14 @@ def test_a_run_cut_short_continues_bit_for_bit(learner: MetaLearner, tmp_path: P
     whole = train(resume=False)
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "4")  # as if killed after the second step
     metrics = tmp_path / "run" / "metrics.jsonl"
-    metrics.write_text(metrics.read_text().splitlines(keepends=True)[0])
+    first = {**json.loads(metrics.read_text().splitlines()[0]), "kept": True}
+    metrics.write_text(json.dumps(first) + "\n")
     resumed = train(resume=True)
     assert_trees_equal(resumed.params, whole.params)
     assert_trees_equal(resumed.opt_state, whole.opt_state)
-    assert [json.loads(line)["step"] for line in metrics.read_text().splitlines()] == [2, 4]
+    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+    assert rows[0] == first, "it went on, and did not begin again"
+    assert [row["step"] for row in rows] == [2, 4]
 
 
 def test_all_are_judged_on_the_same_episodes() -> None:
@@ -52,5 +55,4 @@ def test_all_are_judged_on_the_same_episodes() -> None:
         for mode in ("transductive", "inductive"):
             found = evaluate(learner, params, SOURCE, episodes=4, query_mode=mode)
             hashes.add(found.episode_hash)
-            assert 0 <= found.mean <= 1
     assert len(hashes) == 1

@@ -171,6 +171,19 @@ def test_keys_use_the_task_s_fast_weights_unless_told_not_to() -> None:
     assert not np.allclose(with_task.keys, slow, atol=1e-3)
 
 
+def test_the_learner_passes_its_ablations_on() -> None:
+    params, (support, query) = loud(), episode()
+    answers = {}
+    for level in ("task_level", "example_level"):
+        found = metanet(MODEL, hidden=HIDDEN, **{level: False}).predict(params, support, query.x, jax.random.key(0))
+        memory = memorise(MODEL, params, support, jax.random.key(0), **{level: False})
+        np.testing.assert_allclose(found, recall(MODEL, params, memory, query.x)[0], atol=1e-6)
+        answers[level] = found
+    whole = predict(params, support, query.x, jax.random.key(0))
+    for answer in answers.values():
+        assert not np.allclose(answer, whole, atol=1e-3)
+
+
 def test_attention_is_a_distribution_over_the_support_set_and_finds_what_it_holds() -> None:
     params, (support, _) = loud(), episode()
     memory = memorise(MODEL, params, support, jax.random.key(0))
@@ -247,6 +260,18 @@ def test_more_shots_compare_pairs_and_generators_see_each_coordinate_alike() -> 
             "samples must be between 1 and the 3 support examples, but is 4",
         ),
         (lambda e: metanet(AugmentedConv(2)).init(jax.random.key(0), e), r"support.y must lie in \[0, 2\)"),
+        (
+            lambda e: LEARNER.predict(loud(), e.support._replace(y=jnp.array([0, 1, 7])), e.query.x, jax.random.key(0)),
+            r"support.y must lie in \[0, 3\), but holds labels 0..7",
+        ),
+        (
+            lambda e: metanet(AugmentedConv(3, fast_layers=1), hidden=HIDDEN).predict(
+                loud(), e.support, e.query.x, jax.random.key(0)
+            ),
+            "fast_layers=1 is the head alone",
+        ),
+        (lambda e: memorise(MODEL, loud(), e.support, jax.random.key(0), samples=0), "samples must be between 1 and"),
+        (lambda e: AugmentedConv(3, features=0).init(jax.random.key(0), e.support.x), "features must be 1 or more"),
         (
             lambda e: AugmentedConv(3, fast_layers=9).fast_names(),
             "fast_layers must be between 1 and 7 layers, but is 9",

@@ -102,10 +102,15 @@ def least_used(usage: jax.Array, count: int) -> jax.Array:
     Returns:
         `[count, slots]`: a one-hot row for each. No gradient flows through it.
 
+    Raises:
+        ValueError: `count` is not between 1 and the slots.
+
     >>> least_used(jnp.array([0.9, 0.2, 0.6, 0.2]), 2).tolist()
     [[0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0]]
     """
-    left, rows = jax.lax.stop_gradient(usage), []
+    if not 1 <= count <= len(usage):
+        raise ValueError(f"count must be between 1 and the {len(usage)} slots, but is {count}")
+    left, rows = usage, []
     for _ in range(count):
         rows.append(jax.nn.one_hot(jnp.argmin(left), len(left), dtype=usage.dtype))
         left = jnp.where(rows[-1] > 0, jnp.inf, left)

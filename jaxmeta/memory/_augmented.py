@@ -25,7 +25,8 @@ class AugmentedConv(nn.Module):
         features: channels of each convolution.
         convolutions: how many, each 3x3 and followed by 2x2 max-pooling.
         key_features: width of the dense layer.
-        fast_layers: how many of the last layers carry fast weights, the head included.
+        fast_layers: how many of the last layers carry fast weights, the head included. The head comes after the keys,
+            so that task-level fast weights, which keys are made with, are those of the layers before it.
 
     References:
         Munkhdalai, Yu 2017, arXiv:1703.00837.
@@ -49,6 +50,9 @@ class AugmentedConv(nn.Module):
         """Maps images `[n, height, width, channels]` to `(logits [n, outputs], keys [n, key_features])`."""
         if x.ndim != 4:
             raise ValueError(f"x must hold images [n, height, width, channels], but has shape {x.shape}")
+        for name, least in (("outputs", 1), ("features", 1), ("convolutions", 0), ("key_features", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be {least} or more, but is {getattr(self, name)}")
         fast = fast or {}
         for i in range(self.convolutions):
             name = f"conv_{i}"
@@ -79,9 +83,9 @@ def embed(model: AugmentedConv, slow: Params, x: jax.Array, fast: Any = None) ->
     return found[1]
 
 
-def fast_part(model: AugmentedConv, slow: Params) -> dict[str, Layer]:
-    """The slow weights of those layers that have fast ones."""
-    return {name: slow["params"][name] for name in model.fast_names()}
+def fast_part(model: AugmentedConv, slow: Params, *, head: bool) -> dict[str, Layer]:
+    """The slow weights of those layers that have fast ones, with or without the head, which no key depends on."""
+    return {name: slow["params"][name] for name in model.fast_names() if head or name != "head"}
 
 
 def with_part(slow: Params, part: dict[str, Layer]) -> Params:

@@ -11,6 +11,7 @@ or a feed-forward one, h_t = tanh(W_x (x_t, y_{t-1}) + W_h r_{t-1} + b). What do
 output, is one matrix product over the whole sequence, outside the scan.
 """
 
+import math
 from typing import Any, Literal, NamedTuple, get_args
 
 import flax.linen as nn
@@ -235,15 +236,15 @@ class MANN(nn.Module):
             raise ValueError(f"addressing must be one of {get_args(Addressing)}, but is {self.addressing!r}")
         if self.written not in get_args(Written):
             raise ValueError(f"written must be one of {get_args(Written)}, but is {self.written!r}")
-        for name in ("features", "width"):
+        for name in ("features", "width", "reads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 1 or more, but is {getattr(self, name)}")
         for name in ("input_scale", "strength"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, but is {getattr(self, name)}")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be positive and finite, but is {getattr(self, name)}")
         if not 0 < self.decay <= 1:
             raise ValueError(f"decay must be in (0, 1], but is {self.decay}")
-        if self.addressing != "none" and not 1 <= self.reads <= self.slots:
-            raise ValueError(f"reads must be between 1 and the memory's slots={self.slots}, but is {self.reads}")
+        if self.addressing != "none" and self.reads > self.slots:
+            raise ValueError(f"reads must not be more than the memory's slots={self.slots}, but is {self.reads}")
         if labels.ndim != 2 or len(labels) != len(x):
             raise ValueError(f"labels must have shape [{len(x)}, d], one row for each of x, but have {labels.shape}")

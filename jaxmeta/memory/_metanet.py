@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxmeta.episode import Batch, Episode, check_episode
+from jaxmeta.episode import Batch, Episode, check_batch, check_episode
 from jaxmeta.learner import MetaLearner, Metrics, Params
 from jaxmeta.losses import cross_entropy, score
 from jaxmeta.memory._addressing import cosine
@@ -94,6 +94,10 @@ def memorise(
     Returns:
         A `Memory`.
 
+    Raises:
+        ValueError: labels do not fit the model's outputs, `samples` is not between 1 and the support examples, or
+            task-level fast weights have no layer to go to.
+
     >>> model = AugmentedConv(2, features=2, convolutions=1, key_features=3)
     >>> support = Batch(jnp.ones((2, 4, 4, 1)), jnp.arange(2))
     >>> params = jax.jit(metanet(model, hidden=4).init)(jax.random.key(0), Episode(support, support))
@@ -101,6 +105,13 @@ def memorise(
     >>> memory.keys.shape, memory.fast["head"]["kernel"].shape
     ((2, 3), (2, 3, 2))
     """
+    check_batch("support", support, model.outputs)
+    if samples is not None and not 1 <= samples <= len(support.y):
+        raise ValueError(f"samples must be between 1 and the {len(support.y)} support examples, but is {samples}")
+    if task_level and model.fast_layers == 1:
+        raise ValueError(
+            "fast_layers=1 is the head alone, which comes after the keys: task-level fast weights want 2 or more"
+        )
     order_key, pair_key = jax.random.split(key)
     pass_on = (lambda grads: grads) if differentiate else jax.lax.stop_gradient
     several = len(support.y) > model.outputs
@@ -116,21 +127,22 @@ def memorise(
     def task_loss(part: Params, one: Batch) -> jax.Array:
         return cross_entropy(logits(model, with_part(params.base, part), one.x[None]), one.y[None])
 
-    def gradients(loss: Callable[..., jax.Array], slow: Params, batch: Any) -> Params:
-        part = fast_part(model, slow)
+    def gradients(loss: Callable[..., jax.Array], part: Params, batch: Any) -> Params:
         return pass_on(jax.vmap(jax.grad(loss), in_axes=(None, 0))(part, batch))
 
     places = jax.random.permutation(order_key, len(support.y))[:count]
     further = jax.random.randint(pair_key, (count,), 1, len(support.y))  # never an example with itself
     chosen, other = _take(support, places), _take(support, (places + further) % len(support.y))
-    blank = jax.tree.map(jnp.zeros_like, fast_part(model, params.representation))
-    task = blank
+    of_keys = fast_part(model, params.representation, head=False)
+    of_answers = fast_part(model, params.base, head=True)
     if task_level:
-        task = from_sequence(params.task, gradients(embedding_loss, params.representation, (chosen, other)), _P)
-    if example_level:
-        fast = from_each(params.example, gradients(task_loss, params.base, support), _P)
+        task = from_sequence(params.task, gradients(embedding_loss, of_keys, (chosen, other)), _P)
     else:
-        fast = jax.tree.map(lambda leaf: jnp.zeros((len(support.y), *leaf.shape)), fast_part(model, params.base))
+        task = jax.tree.map(jnp.zeros_like, of_keys)
+    if example_level:
+        fast = from_each(params.example, gradients(task_loss, of_answers, support), _P)
+    else:
+        fast = jax.tree.map(lambda leaf: jnp.zeros((len(support.y), *leaf.shape)), of_answers)
     return Memory(fast, embed(model, params.representation, support.x, task), task)
 
 
@@ -191,7 +203,7 @@ def metanet(
         A `MetaLearner` whose meta-parameters are a `MetaNetParams`. Metrics: `loss`, `accuracy`.
 
     Raises:
-        ValueError: `hidden` is less than 1, or `samples` is not between 1 and the support examples.
+        ValueError: `hidden` is less than 1, or as `memorise`.
 
     >>> learner = metanet(AugmentedConv(5, features=4), hidden=8)
 
@@ -208,8 +220,6 @@ def metanet(
         return MetaNetParams(base, representation, init_example(keys[2], hidden), init_task(keys[3], hidden))
 
     def answer(params: MetaNetParams, support: Batch, query_x: jax.Array, key: jax.Array) -> jax.Array:
-        if samples is not None and not 1 <= samples <= len(support.y):
-            raise ValueError(f"samples must be between 1 and the {len(support.y)} support examples, but is {samples}")
         memory = memorise(
             model,
             params,

@@ -61,11 +61,12 @@ def init_model(model: Model, key: jax.Array, episode: Episode) -> Params:
 
 
 def _check_outputs(model: Model, params: Params, batch: Batch) -> None:
-    """Raises if the labels of a batch, where they are known, are more than the model has outputs for."""
+    """Raises if labels of a batch, where they are known, are none that the model has an output for."""
     if is_classification(batch.y) and not isinstance(batch.y, Tracer) and len(batch.y):
         outputs = jax.eval_shape(model.apply, params, batch.x).shape[-1]
-        if int(batch.y.max()) >= outputs:
-            raise ValueError(f"the model has {outputs} outputs, but the labels go up to {int(batch.y.max())}")
+        low, high = int(batch.y.min()), int(batch.y.max())
+        if low < 0 or high >= outputs:
+            raise ValueError(f"the model has {outputs} outputs, but the labels are {low}..{high}")
 
 
 def check_learnable(episode: Episode) -> None:
@@ -80,11 +81,16 @@ def predict_from(
 ) -> tuple[Callable[..., jax.Array], Callable[..., jax.Array]]:
     """`predict` and `predict_path` of a learner that adapts by `run(params, support, key, return_path)`."""
 
+    def adapted(params: Params, support: Batch, key: jax.Array, return_path: bool) -> Adapted:
+        found = run(params, support, key, return_path)
+        _check_outputs(model, found.params, support)
+        return found
+
     def predict(params: Params, support: Batch, query_x: jax.Array, key: jax.Array) -> jax.Array:
-        return model.apply(run(params, support, key, False).params, query_x)
+        return model.apply(adapted(params, support, key, False).params, query_x)
 
     def predict_path(params: Params, support: Batch, query_x: jax.Array, key: jax.Array) -> jax.Array:
-        path = run(params, support, key, True).path
+        path = adapted(params, support, key, True).path
         return jax.lax.map(lambda point: model.apply(point, query_x), path)
 
     return predict, predict_path

@@ -20,6 +20,7 @@ The authors' code feeds back a gate's value *before* the sigmoid where the equat
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -265,5 +266,5 @@ def _check(steps: int, feedback: str, gradient_scale: float) -> None:
     check_inner_loop(optax.identity(), steps)
     if feedback not in get_args(Feedback):
         raise ValueError(f"feedback must be one of {get_args(Feedback)}, but is {feedback!r}")
-    if not gradient_scale > 0:
-        raise ValueError(f"gradient_scale must be positive, but is {gradient_scale}")
+    if not 0 < gradient_scale < math.inf:
+        raise ValueError(f"gradient_scale must be positive and finite, but is {gradient_scale}")
