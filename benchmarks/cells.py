@@ -77,11 +77,15 @@ class OneShot(NamedTuple):
 class Descent(NamedTuple):
     """The accuracy in per cent of gradient descent from the initialisation that a learned optimiser starts from."""
 
-    paper: str | None
-    what: str = "5 ways, 1 shot, gradient descent from its initialisation, %"
+    steps: str
+    paper: str | None = None
+
+    @property
+    def what(self) -> str:
+        return f"5 ways, 1 shot, {self.steps} steps of gradient descent from its initialisation, %"
 
     def find(self, result: Result) -> tuple[float, float] | None:
-        found = result["against_sgd"]["sgd_from_its_initialisation"]
+        found = result["against_sgd"][f"sgd_of_{self.steps}_steps".replace(" ", "_")]
         return 100 * found["mean"], 100 * found["interval"]
 
 
@@ -338,7 +342,7 @@ CELLS = {
         "--addressing none --steps 30000",
         ("24.4", "49.5", "55.3", "63.6", "62.5"),
         _MANN_TABLE,
-        _MANNS,
+        f"{_MANNS} Far above the paper's, whose training is a fifth as long; what explains it was not measured.",
     ),
     "mann-omniglot-ntm": _mann(
         "MANN, the NTM's addressing",
@@ -395,12 +399,13 @@ CELLS = {
         "LSTM meta-learner",
         "Omniglot",
         "jaxmeta train lstm_meta_learner --dataset omniglot --split vinyals --steps 20000 --halve-every 6000",
-        ("python benchmarks/lstm_against_sgd.py RUN",),
-        (Accuracy(5, 1, None), Descent(None)),
+        ("jaxmeta evaluate RUN --query-mode inductive", "python benchmarks/lstm_against_sgd.py RUN"),
+        (Accuracy(5, 1, None), Accuracy(5, 1, None, "inductive"), Descent("as many"), Descent("any number of")),
         "Ravi, Larochelle 2017, has no Omniglot",
         None,
-        "By the end, 94 % of the queries of training episodes come out right. Gradient descent has the best of 24 "
-        f"rates and numbers of steps, by validation characters. {_TF32} Judged on it too; on CPU, as gradient descent "
-        "was, 92.80.",
+        "By the end, 94 % of the queries of training episodes come out right. The LSTM takes 8 steps; gradient descent "
+        "has its best rate of eight, or rate and number of steps up to 100, by validation characters. On the same "
+        "episodes it is behind by 3.43 ± 0.94 in 8 steps, and by 1.40 ± 0.83 in 85. Transductive: batch normalisation "
+        f"sees all five queries. {_TF32} Judged there too; on CPU, as the rest was, 92.80.",
     ),
 }

@@ -60,7 +60,7 @@ def main() -> None:
     report = {
         "step": step,
         "lstm": lstm.summary(),
-        "sgd_from_its_initialisation": any_steps,
+        "sgd_of_any_number_of_steps": any_steps,
         "sgd_of_as_many_steps": same_steps,
         "tried": [{"rate": rate, "validation_by_step": means} for rate, means in tried.items()],
     }
