@@ -74,7 +74,7 @@ def main() -> None:
     )
     learner = memory.mann(model, ways=given.ways, code=given.code)
     if given.augment:
-        learner = augmented(learner, memory.turns_and_shifts())
+        learner = augmented(learner, tasks.turns_and_shifts())
     fall = max(1, given.steps // 5)
     fallen = optax.linear_schedule(given.learning_rate, 0.0, fall)
     rate = optax.join_schedules([optax.constant_schedule(given.learning_rate), fallen], [given.steps - fall])

@@ -11,7 +11,7 @@ import dataclasses
 import json
 from pathlib import Path
 
-from jaxmeta import augmented, evaluate, fit, memory, presets
+from jaxmeta import augmented, evaluate, fit, memory, presets, tasks
 from jaxmeta.cli._commands import set_up_jax
 
 
@@ -33,7 +33,7 @@ def main() -> None:
         example_level=given.without != "example",
     )
     result = fit(
-        augmented(learner, memory.turns_and_shifts()) if settings.augment else learner,
+        augmented(learner, tasks.turns_and_shifts()) if settings.augment else learner,
         setup.train_source,
         setup.optimizer,
         steps=settings.steps,

@@ -97,7 +97,7 @@ def augmented(learner: MetaLearner, augment: Callable[[jax.Array, jax.Array], ja
     Args:
         learner: any.
         augment: what training does to inputs, `(x [n, ...], key) -> [n, ...]`, for instance
-            `metric.affine_distortions` or `memory.turns_and_shifts()`.
+            `tasks.affine_distortions` or `tasks.turns_and_shifts()`.
 
     Returns:
         A `MetaLearner` whose `meta_grad` augments its episode first.

@@ -383,11 +383,11 @@ def test_training_reads_support_and_query_in_an_order_of_the_key_s() -> None:
 def test_distortions_reach_the_network() -> None:
     """Public code computed a shift and threw it away."""
     images = jnp.zeros((2, 9, 9, 1)).at[:, 4, 4].set(1.0)
-    moved = memory.turns_and_shifts(0.0, 0.3)(images, jax.random.key(0))
+    moved = tasks.turns_and_shifts(0.0, 0.3)(images, jax.random.key(0))
     assert not np.allclose(moved, images, atol=0.1)
     assert not np.allclose(moved[0], moved[1], atol=0.1), "each by its own"
     line = jnp.zeros((2, 9, 9, 1)).at[:, 4].set(1)
-    turned = memory.turns_and_shifts(0.5, 0.0)(line, jax.random.key(0))
+    turned = tasks.turns_and_shifts(0.5, 0.0)(line, jax.random.key(0))
     assert np.abs(turned - line).max((1, 2, 3)).min() > 0.2
     assert np.abs(turned[0] - turned[1]).max() > 0.2
     episode = Episode(*(Batch(jnp.tile(images[:1], (n, 1, 1, 1)), jnp.arange(n) % WAYS) for n in (3, 6)))
@@ -400,7 +400,7 @@ def test_distortions_reach_the_network() -> None:
     assert np.abs(plain[40]).max() > 0
     assert not np.asarray(distorted).any(), "blank images have no gradient"
     with pytest.raises(ValueError, match=r"turn=-1 and shift=0.1 must not be negative"):
-        memory.turns_and_shifts(-1)
+        tasks.turns_and_shifts(-1)
 
 
 def test_memory_is_empty_at_the_start_of_every_episode() -> None:
@@ -433,7 +433,7 @@ def test_memory_is_empty_at_the_start_of_every_episode() -> None:
             ValueError,
             "reads must be 1",
         ),
-        (lambda e: memory.turns_and_shifts()(e.support.x, jax.random.key(0)), ValueError, "images must have shape"),
+        (lambda e: tasks.turns_and_shifts()(e.support.x, jax.random.key(0)), ValueError, "images must have shape"),
         (
             lambda e: MANN(features=0).init(jax.random.key(0), e.support.x, e.support.x),
             ValueError,

@@ -511,7 +511,7 @@ def test_an_affine_map_is_the_loop() -> None:
 def test_distortions_are_within_the_paper_s_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     """A turn within 10 degrees, shears within 0.3, scales in [0.8, 1.2], shifts within 2 pixels of 105, each or not."""
     monkeypatch.setattr(nn, "affine", lambda image, parts: parts)
-    parts = np.asarray(metric.affine_distortions(jnp.zeros((4000, 2, 2, 1)), KEY))
+    parts = np.asarray(tasks.affine_distortions(jnp.zeros((4000, 2, 2, 1)), KEY))
     bounds = np.array([np.deg2rad(10), 0.3, 0.3, 0.2, 0.2, 2 / 105, 2 / 105])
     taken = parts != 0
     np.testing.assert_allclose(taken.mean(0), 0.5, atol=0.03)

@@ -13,7 +13,7 @@ from jaxmeta.memory._addressing import (
 from jaxmeta.memory._augmented import AugmentedConv
 from jaxmeta.memory._cell import MANN, CellState, Trace
 from jaxmeta.memory._labels import Code, by_instance, instances
-from jaxmeta.memory._mann import Reading, mann, read_episode, turns_and_shifts
+from jaxmeta.memory._mann import Reading, mann, read_episode
 from jaxmeta.memory._metanet import Memory, MetaNetParams, memorise, metanet, recall
 
 __all__ = [
@@ -40,5 +40,4 @@ __all__ = [
     "ntm_step",
     "read_episode",
     "recall",
-    "turns_and_shifts",
 ]

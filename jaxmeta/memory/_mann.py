@@ -20,7 +20,6 @@ from jaxmeta.episode import Batch, Episode, check_batch, check_episode, concaten
 from jaxmeta.learner import MetaLearner, Metrics, Params
 from jaxmeta.memory._cell import MANN, CellState, Trace
 from jaxmeta.memory._labels import Code, Words, by_instance, one_step_late, words
-from jaxmeta.nn import affine
 
 _REPORTED = (1, 2, 3, 5, 10)
 
@@ -74,35 +73,6 @@ def read_episode(
     batch, spelled = _shuffle(batch, ways, order_key), words(code, ways, word_key)
     outputs, _, trace = _run(model, params, batch.x, one_step_late(spelled.write(batch.y)))
     return Reading(batch.y, spelled.right(outputs, batch.y), spelled.loss(outputs, batch.y), trace)
-
-
-def turns_and_shifts(turn: float = jnp.pi / 16, shift: float = 0.1) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """Small random turns and shifts of images, each image's own, for `augmented`.
-
-    Args:
-        turn: the largest angle, in radians.
-        shift: the largest shift along each axis, as a share of the image.
-
-    Returns:
-        `(images [n, height, width, channels], key) -> [n, height, width, channels]`, interpolated linearly.
-
-    Raises:
-        ValueError: a bound is negative, or images do not have that shape.
-
-    >>> turns_and_shifts(0.0, 0.0)(jnp.ones((2, 4, 4, 1)), jax.random.key(0)).sum().item()
-    32.0
-    """
-    if turn < 0 or shift < 0:
-        raise ValueError(f"turn={turn} and shift={shift} must not be negative")
-
-    def distort(images: jax.Array, key: jax.Array) -> jax.Array:
-        if images.ndim != 4:
-            raise ValueError(f"images must have shape [n, height, width, channels], but have {images.shape}")
-        bounds = jnp.array([turn, 0, 0, 0, 0, shift, shift])
-        parts = bounds * jax.random.uniform(key, (len(images), len(bounds)), minval=-1.0, maxval=1.0)
-        return jax.vmap(affine)(images, parts)
-
-    return distort
 
 
 def mann(model: MANN, *, ways: int, code: Code = "one_hot") -> MetaLearner:

@@ -4,7 +4,7 @@ A learner's `compare` shows how a prediction came about: embeddings, what they w
 """
 
 from jaxmeta.metric._kernels import bregman, cosine_similarity, label_sum, squared_euclidean
-from jaxmeta.metric._koch import KochTwin, SmallTwin, affine_distortions
+from jaxmeta.metric._koch import KochTwin, SmallTwin
 from jaxmeta.metric._matching import FullContext, FullContextParams, matching, matching_fce
 from jaxmeta.metric._prototypical import ZeroShotParams, prototypical, prototypical_zero_shot
 from jaxmeta.metric._relation import RelationEncoder, RelationModule, RelationParams, relation
@@ -20,7 +20,6 @@ __all__ = [
     "SiameseParams",
     "SmallTwin",
     "ZeroShotParams",
-    "affine_distortions",
     "bregman",
     "cosine_similarity",
     "label_sum",

@@ -1,4 +1,4 @@
-"""Koch's twin network, a small one, and the affine distortions that they are trained with."""
+"""Koch's twin network, and a small one."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -102,32 +102,3 @@ class SmallTwin(fnn.Module):
             x = nn.max_pool(x, (2, 2), (2, 2)) if i < 3 else x
         x = fnn.Dense(self.width, name="dense")(x.reshape(x.shape[0], -1))
         return jax.nn.sigmoid(nn.BatchNorm(epsilon=1e-5, name="norm_dense")(x))
-
-
-def affine_distortions(images: jax.Array, key: jax.Array) -> jax.Array:
-    """Turns, shears, scales and shifts each image by an affine map of its own, as in Koch's training.
-
-    Of the map's components, a turn within 10 degrees, shears within 0.3, scales in [0.8, 1.2] and shifts within 2
-    pixels of a 105x105 image (in proportion on others), each takes part with probability 1/2.
-
-    Args:
-        images: `[n, height, width, channels]`; what lies outside them is 0.
-        key: decides the maps.
-
-    Returns:
-        Distorted images of the same shape, interpolated linearly.
-
-    Raises:
-        ValueError: the images do not have that shape.
-
-    >>> affine_distortions(jnp.ones((2, 8, 8, 1)), jax.random.key(0)).shape
-    (2, 8, 8, 1)
-    """
-    if images.ndim != 4:
-        raise ValueError(f"images must have shape [n, height, width, channels], but have {images.shape}")
-    draw_key, part_key = jax.random.split(key)
-    # Turn, shears, scales, shifts, for each image.
-    bounds = jnp.array([jnp.pi / 18, 0.3, 0.3, 0.2, 0.2, 2 / 105, 2 / 105])
-    shape = (len(images), len(bounds))
-    parts = bounds * jax.random.uniform(draw_key, shape, minval=-1.0, maxval=1.0)
-    return jax.vmap(nn.affine)(images, parts * jax.random.bernoulli(part_key, shape=shape))

@@ -10,9 +10,9 @@
 | alpha, b | `SiameseParams.head` | | p(x, x_i) | exp of `Comparison.log_kernel`, best image of each class |
 
 The pairs of an episode are all of (query, support), those of one class and those of two weighing half the loss each:
-the mean over what random pairs, half of them the same, would give. The paper distorts both images of a pair by maps
-of their own in training: `augmented(siamese(..), affine_distortions)`. It prints its log-likelihood without the minus
-sign.
+the mean over what random pairs, half of them the same, would give. In training the paper distorts both images of a
+pair, each by a map of its own: `augmented(siamese(..), tasks.affine_distortions)`. It prints its log-likelihood without
+the minus sign.
 """
 
 import math

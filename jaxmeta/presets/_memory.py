@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import optax
 
-from jaxmeta import memory
+from jaxmeta import memory, tasks
 from jaxmeta.learner import MetaLearner
 from jaxmeta.presets._settings import Family, Settings, given, on_dataset
 
@@ -82,7 +82,7 @@ MEMORY = Family(
     _preset,
     _learner,
     _optimizer,
-    memory.turns_and_shifts(),
+    tasks.turns_and_shifts(),
     _refused,
     any_ways=False,
     regression=False,

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import optax
 
-from jaxmeta import metric, nn
+from jaxmeta import metric, nn, tasks
 from jaxmeta.learner import MetaLearner
 from jaxmeta.presets._settings import Family, Settings, given, on_dataset
 
@@ -146,7 +146,7 @@ METRIC = Family(
     _preset,
     _learner,
     _optimizer,
-    metric.affine_distortions,
+    tasks.affine_distortions,
     _refused,
     any_ways=True,
     regression=False,

@@ -1,6 +1,7 @@
 """Where episodes come from: distributions over tasks, sampled on the device, inside `jax.jit`."""
 
 from jaxmeta.tasks._arrays import from_arrays, from_folder, split_classes
+from jaxmeta.tasks._augment import affine_distortions, turns_and_shifts
 from jaxmeta.tasks._glyphs import glyphs
 from jaxmeta.tasks._lake import draw_runs, hausdorff_baseline, lake_runs, modified_hausdorff
 from jaxmeta.tasks._omniglot import Split, Subset, omniglot, prepare_omniglot
@@ -14,6 +15,7 @@ __all__ = [
     "Source",
     "Split",
     "Subset",
+    "affine_distortions",
     "draw_runs",
     "episodes",
     "from_arrays",
@@ -26,4 +28,5 @@ __all__ = [
     "prepare_omniglot",
     "sinusoid",
     "split_classes",
+    "turns_and_shifts",
 ]

@@ -1,0 +1,71 @@
+"""Random changes of training images, each image's own, for `jaxmeta.augmented`."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from jaxmeta import nn
+
+
+def turns_and_shifts(turn: float = jnp.pi / 16, shift: float = 0.1) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """Small random turns and shifts, as memory-augmented networks are trained with.
+
+    Args:
+        turn: the largest angle, in radians.
+        shift: the largest shift along each axis, as a share of the image.
+
+    Returns:
+        `(images [n, height, width, channels], key) -> [n, height, width, channels]`, interpolated linearly; what lies
+        outside the images is 0.
+
+    Raises:
+        ValueError: a bound is negative, or images do not have that shape.
+
+    >>> turns_and_shifts(0.0, 0.0)(jnp.ones((2, 4, 4, 1)), jax.random.key(0)).sum().item()
+    32.0
+
+    References:
+        Santoro, Bartunov, Botvinick, Wierstra, Lillicrap 2016, arXiv:1605.06065, section 4.
+    """
+    if turn < 0 or shift < 0:
+        raise ValueError(f"turn={turn} and shift={shift} must not be negative")
+    return lambda images, key: _move(images, _draw(images, key, (turn, 0, 0, 0, 0, shift, shift)))
+
+
+def affine_distortions(images: jax.Array, key: jax.Array) -> jax.Array:
+    """Turns, shears, scales and shifts each image by an affine map of its own, as siamese networks are trained with.
+
+    Of the map's components, a turn within 10 degrees, shears within 0.3, scales in [0.8, 1.2] and shifts within 2
+    pixels of a 105x105 image (in proportion on others), each takes part with probability 1/2.
+
+    Args:
+        images: `[n, height, width, channels]`; what lies outside them is 0.
+        key: decides the maps.
+
+    Returns:
+        Distorted images of the same shape, interpolated linearly.
+
+    Raises:
+        ValueError: the images do not have that shape.
+
+    >>> affine_distortions(jnp.ones((2, 8, 8, 1)), jax.random.key(0)).shape
+    (2, 8, 8, 1)
+
+    References:
+        Koch, Zemel, Salakhutdinov 2015, ICML deep learning workshop.
+    """
+    draw_key, part_key = jax.random.split(key)
+    parts = _draw(images, draw_key, (jnp.pi / 18, 0.3, 0.3, 0.2, 0.2, 2 / 105, 2 / 105))
+    return _move(images, parts * jax.random.bernoulli(part_key, shape=parts.shape))
+
+
+def _draw(images: jax.Array, key: jax.Array, bounds: tuple[float, ...]) -> jax.Array:
+    """The parts of an affine map for each image, uniform within plus and minus their bounds."""
+    if images.ndim != 4:
+        raise ValueError(f"images must have shape [n, height, width, channels], but have {images.shape}")
+    return jnp.array(bounds) * jax.random.uniform(key, (len(images), len(bounds)), minval=-1.0, maxval=1.0)
+
+
+def _move(images: jax.Array, parts: jax.Array) -> jax.Array:
+    return jax.vmap(nn.affine)(images, parts)
