@@ -374,7 +374,8 @@ CELLS = {
         "arXiv:1703.00837, table 1",
         None,
         "Convolutions of 32 channels for the paper's 64; training images are turned and shifted a little. By the "
-        "end, 98 % of the queries of training episodes come out right, and fewer of new characters.",
+        "end, 97 % of the queries of training episodes, so changed, come out right, and a little fewer of new "
+        "characters: a longer training or the paper's width is missing.",
     ),
     "metanet-omniglot-without-task": Cell(
         "MetaNet without task-level fast weights",
