@@ -375,7 +375,7 @@ CELLS = {
         None,
         "Convolutions of 32 channels for the paper's 64; training images are turned and shifted a little. By the "
         "end, 97 % of the queries of training episodes, so changed, come out right, and a little fewer of new "
-        "characters: a longer training or the paper's width is missing.",
+        "characters; whether a longer training or the paper's width does more was not measured.",
     ),
     "metanet-omniglot-without-task": Cell(
         "MetaNet without task-level fast weights",
