@@ -497,7 +497,7 @@ def mapped(image: np.ndarray, parts: np.ndarray) -> np.ndarray:
 
 @pytest.mark.usefixtures("float64")
 def test_an_affine_map_is_the_loop() -> None:
-    rng, apply = np.random.default_rng(0), jax.jit(nn.affine)
+    rng, apply = np.random.default_rng(0), jax.jit(tasks.affine)
     image = rng.uniform(size=(9, 7, 2))
     for parts in (np.array([0.3, 0.2, -0.25, 0.15, -0.1, 0.11, -0.07]), *rng.uniform(-0.3, 0.3, size=(3, 7))):
         np.testing.assert_allclose(apply(image, parts), mapped(image, parts), atol=1e-12)
@@ -510,7 +510,7 @@ def test_an_affine_map_is_the_loop() -> None:
 
 def test_distortions_are_within_the_paper_s_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     """A turn within 10 degrees, shears within 0.3, scales in [0.8, 1.2], shifts within 2 pixels of 105, each or not."""
-    monkeypatch.setattr(nn, "affine", lambda image, parts: parts)
+    monkeypatch.setattr("jaxmeta.tasks._augment.affine", lambda image, parts: parts)
     parts = np.asarray(tasks.affine_distortions(jnp.zeros((4000, 2, 2, 1)), KEY))
     bounds = np.array([np.deg2rad(10), 0.3, 0.3, 0.2, 0.2, 2 / 105, 2 / 105])
     taken = parts != 0

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import optax
 from jax.core import Tracer
 
@@ -64,7 +65,8 @@ def _check_outputs(model: Model, params: Params, batch: Batch) -> None:
     """Raises if labels of a batch, where they are known, are none that the model has an output for."""
     if is_classification(batch.y) and not isinstance(batch.y, Tracer) and len(batch.y):
         outputs = jax.eval_shape(model.apply, params, batch.x).shape[-1]
-        low, high = int(batch.y.min()), int(batch.y.max())
+        known = np.asarray(batch.y)  # with JAX's own operations, labels known inside a trace would become unknown
+        low, high = int(known.min()), int(known.max())
         if low < 0 or high >= outputs:
             raise ValueError(f"the model has {outputs} outputs, but the labels are {low}..{high}")
 

@@ -1,5 +1,6 @@
 """Where episodes come from: distributions over tasks, sampled on the device, inside `jax.jit`."""
 
+from jaxmeta.tasks._affine import affine
 from jaxmeta.tasks._arrays import from_arrays, from_folder, split_classes
 from jaxmeta.tasks._augment import affine_distortions, turns_and_shifts
 from jaxmeta.tasks._glyphs import glyphs
@@ -15,6 +16,7 @@ __all__ = [
     "Source",
     "Split",
     "Subset",
+    "affine",
     "affine_distortions",
     "draw_runs",
     "episodes",

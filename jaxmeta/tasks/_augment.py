@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxmeta import nn
+from jaxmeta.tasks._affine import affine
 
 
 def turns_and_shifts(turn: float = jnp.pi / 16, shift: float = 0.1) -> Callable[[jax.Array, jax.Array], jax.Array]:
@@ -68,4 +68,4 @@ def _draw(images: jax.Array, key: jax.Array, bounds: tuple[float, ...]) -> jax.A
 
 
 def _move(images: jax.Array, parts: jax.Array) -> jax.Array:
-    return jax.vmap(nn.affine)(images, parts)
+    return jax.vmap(affine)(images, parts)
