@@ -95,7 +95,8 @@ def augmented(learner: MetaLearner, augment: Callable[[jax.Array, jax.Array], ja
     see inputs as they are.
 
     Args:
-        learner: any.
+        learner: any whose support and query sets both hold what `augment` takes; the descriptions of
+            `prototypical_zero_shot` are no images.
         augment: what training does to inputs, `(x [n, ...], key) -> [n, ...]`, for instance
             `tasks.affine_distortions` or `tasks.turns_and_shifts()`.
 
@@ -103,7 +104,7 @@ def augmented(learner: MetaLearner, augment: Callable[[jax.Array, jax.Array], ja
         A `MetaLearner` whose `meta_grad` augments its episode first.
 
     Raises:
-        ValueError: `augment` returns another number of inputs than it was given.
+        ValueError: `augment` returns inputs of another shape than it was given.
 
     >>> from jaxmeta import nn, prototypical
     >>> learner = augmented(prototypical(nn.MLP((4,), 2)), lambda x, key: x + 0.1 * jax.random.normal(key, x.shape))
@@ -111,8 +112,10 @@ def augmented(learner: MetaLearner, augment: Callable[[jax.Array, jax.Array], ja
 
     def change(batch: Batch, key: jax.Array) -> Batch:
         x = augment(batch.x, key)
-        if len(x) != len(batch.x):
-            raise ValueError(f"augment must return one input for each of {len(batch.x)}, but returned {len(x)}")
+        if x.shape != batch.x.shape:
+            raise ValueError(
+                f"augment must return inputs of shape {batch.x.shape}, as it was given, but gave {x.shape}"
+            )
         return batch._replace(x=x)
 
     def meta_grad(params: Params, episode: Episode, key: jax.Array) -> tuple[Params, Metrics]:

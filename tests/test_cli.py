@@ -135,7 +135,9 @@ def test_sinusoids_are_not_augmented() -> None:
 
 def test_a_metric_method_is_judged_on_other_ways_than_it_was_trained_on(tmp_path: Path, capsys) -> None:
     words = ("--dataset", "glyphs", "--train-ways", 6, "--train-queries", 1, "--queries", 1, "--steps", 2)
-    assert run("train", "prototypical", *words, "--episodes", 4, "--halve-every", 1, "--out", tmp_path / "run") == 0
+    words = (*words, "--episodes", 4, "--halve-every", 1, "--augment", True)
+    assert run("train", "prototypical", *words, "--out", tmp_path / "run") == 0
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["settings"]["augment"] is True
     assert "5 ways, 1 shots" in capsys.readouterr().out
     assert all((tmp_path / "run" / name).exists() for name in ("embedding.png", "kernel.png", "episode.png"))
     assert not (tmp_path / "run" / "adaptation.png").exists()

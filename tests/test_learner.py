@@ -170,8 +170,10 @@ def test_training_alone_is_augmented_and_support_and_query_by_maps_of_their_own(
     np.testing.assert_array_equal(*answers)
 
 
-def test_augmentation_keeps_the_number_of_inputs() -> None:
+def test_augmentation_keeps_the_shape_of_inputs() -> None:
     learner = augmented(LEARNER, lambda x, key: x[1:])
     params, episodes = problem(1)
-    with pytest.raises(ValueError, match="augment must return one input for each of 5, but returned 4"):
+    with pytest.raises(
+        ValueError, match=r"augment must return inputs of shape \(5, 1\), as it was given, but gave \(4, 1\)"
+    ):
         learner.meta_grad(params, jax.tree.map(lambda leaf: leaf[0], episodes), jax.random.key(0))

@@ -380,7 +380,7 @@ def test_training_reads_support_and_query_in_an_order_of_the_key_s() -> None:
     np.testing.assert_allclose(first.trace.read_weights.sum(-1), 1.0, rtol=1e-5)
 
 
-def test_distortions_reach_the_network() -> None:
+def test_turns_and_shifts_reach_the_network() -> None:
     """Public code computed a shift and threw it away."""
     images = jnp.zeros((2, 9, 9, 1)).at[:, 4, 4].set(1.0)
     moved = tasks.turns_and_shifts(0.0, 0.3)(images, jax.random.key(0))
@@ -431,7 +431,7 @@ def test_memory_is_empty_at_the_start_of_every_episode() -> None:
         (
             lambda e: MANN(reads=-1, addressing="none").init(jax.random.key(0), e.support.x, e.support.x),
             ValueError,
-            "reads must be 1",
+            "reads must be 0",
         ),
         (lambda e: tasks.turns_and_shifts()(e.support.x, jax.random.key(0)), ValueError, "images must have shape"),
         (

@@ -193,6 +193,13 @@ def test_attention_is_a_distribution_over_the_support_set_and_finds_what_it_hold
     np.testing.assert_array_equal(attention.argmax(1), np.arange(WAYS))
 
 
+def test_a_support_set_in_numpy_can_be_part_of_a_program() -> None:
+    params, (support, query) = loud(), episode()
+    known = jax.tree.map(np.asarray, support)
+    found = jax.jit(lambda x: LEARNER.predict(params, known, x, jax.random.key(0)))(query.x)
+    np.testing.assert_allclose(found, predict(params, support, query.x, jax.random.key(0)), atol=1e-6)
+
+
 def test_queries_do_not_influence_each_other() -> None:
     params, (support, query) = loud(), episode()
     together = predict(params, support, query.x, jax.random.key(0))

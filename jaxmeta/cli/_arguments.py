@@ -55,8 +55,8 @@ class Train:
     rotations: Literal["none", "classes", "per_class", "per_episode"] | None = None
     """How images are turned in training and test. Default: the paper's."""
     augment: bool | None = None
-    """Change training images at random: small turns and shifts, or for methods that learn to compare the affine maps of
-    siamese networks. Default: as siamese networks, and on Omniglot mann and metanet."""
+    """Change training images at random: by small turns and shifts, or by Koch's affine maps for methods that learn to
+    compare. Default: True for siamese, and on Omniglot for mann and metanet; False for all else."""
     episodes: int | None = None
     """Test episodes. Default: the paper's."""
     query_mode: Literal["transductive", "inductive"] = "transductive"

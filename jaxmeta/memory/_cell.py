@@ -236,9 +236,9 @@ class MANN(nn.Module):
             raise ValueError(f"addressing must be one of {get_args(Addressing)}, but is {self.addressing!r}")
         if self.written not in get_args(Written):
             raise ValueError(f"written must be one of {get_args(Written)}, but is {self.written!r}")
-        for name in ("features", "width", "reads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more, but is {getattr(self, name)}")
+        for name, least in (("features", 1), ("width", 1), ("reads", int(self.addressing != "none"))):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be {least} or more, but is {getattr(self, name)}")
         for name in ("input_scale", "strength"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive and finite, but is {getattr(self, name)}")

@@ -95,8 +95,8 @@ def memorise(
         A `Memory`.
 
     Raises:
-        ValueError: labels do not fit the model's outputs, `samples` is not between 1 and the support examples, or
-            task-level fast weights have no layer to go to.
+        ValueError: labels, where they are known, do not fit the model's outputs or lack a class, `samples` is not
+            between 1 and the support examples, or task-level fast weights have no layer to go to.
 
     >>> model = AugmentedConv(2, features=2, convolutions=1, key_features=3)
     >>> support = Batch(jnp.ones((2, 4, 4, 1)), jnp.arange(2))
@@ -253,4 +253,4 @@ def _contrastive(one: jax.Array, other: jax.Array, same: jax.Array) -> jax.Array
 
 
 def _take(batch: Batch, places: jax.Array) -> Batch:
-    return Batch(batch.x[places], batch.y[places])
+    return Batch(jnp.asarray(batch.x)[places], jnp.asarray(batch.y)[places])

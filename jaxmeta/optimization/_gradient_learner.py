@@ -57,11 +57,11 @@ def init_model(model: Model, key: jax.Array, episode: Episode) -> Params:
     check_episode(episode)
     larger = max(episode, key=lambda batch: batch.x.shape[0])
     params = init_stateless(model, key, larger.x)
-    _check_outputs(model, params, larger)
+    check_outputs(model, params, larger)
     return params
 
 
-def _check_outputs(model: Model, params: Params, batch: Batch) -> None:
+def check_outputs(model: Model, params: Params, batch: Batch) -> None:
     """Raises if labels of a batch, where they are known, are none that the model has an output for."""
     if is_classification(batch.y) and not isinstance(batch.y, Tracer) and len(batch.y):
         outputs = jax.eval_shape(model.apply, params, batch.x).shape[-1]
@@ -85,7 +85,7 @@ def predict_from(
 
     def adapted(params: Params, support: Batch, key: jax.Array, return_path: bool) -> Adapted:
         found = run(params, support, key, return_path)
-        _check_outputs(model, found.params, support)
+        check_outputs(model, found.params, support)
         return found
 
     def predict(params: Params, support: Batch, query_x: jax.Array, key: jax.Array) -> jax.Array:

@@ -24,7 +24,7 @@ from jaxmeta.episode import Batch, Episode
 from jaxmeta.inner import Adapted, Hvp, Remat, adapt, check_inner_loop, mask_by_path, partition, sgd
 from jaxmeta.learner import Carried, MetaLearner, Metrics, Model, Params, Replacement
 from jaxmeta.losses import cross_entropy
-from jaxmeta.optimization._gradient_learner import check_learnable, init_model, task_of
+from jaxmeta.optimization._gradient_learner import check_learnable, check_outputs, init_model, task_of
 
 # A step's weight before the last does not fall below this share of an equal one.
 _LEAST = 0.03
@@ -187,12 +187,16 @@ def maml_pp(
 
     def predict(params: MamlPPParams, support: Batch, query_x: jax.Array, key: jax.Array) -> jax.Array:
         del key
-        return model.apply(at_step(run(params, support).params, jnp.array(steps - 1)), query_x)
+        last = at_step(run(params, support).params, jnp.array(steps - 1))
+        check_outputs(model, last, support)
+        return model.apply(last, query_x)
 
     def predict_path(params: MamlPPParams, support: Batch, query_x: jax.Array, key: jax.Array) -> jax.Array:
         del key
         norms = jnp.maximum(jnp.arange(steps + 1) - 1, 0)
-        path = run(params, support).path
+        found = run(params, support)
+        path = found.path
+        check_outputs(model, at_step(found.params, jnp.array(steps - 1)), support)
         return jax.lax.map(lambda at: model.apply(at_step(*at), query_x), (path, norms))
 
     return MetaLearner(init, meta_grad, predict, predict_path)
