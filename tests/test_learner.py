@@ -9,7 +9,7 @@ import optax
 import pytest
 from helpers import assert_trees_close, to_float64
 
-from jaxmeta import Batch, Episode, MetaLearner, augmented, batch_meta_grad, losses, maml, nn, prototypical, tasks
+from jaxmeta import Batch, Episode, MetaLearner, batch_meta_grad, losses, maml, nn, tasks
 from jaxmeta._memory import peak_bytes
 from jaxmeta.meta_batch import count_tasks, divide
 
@@ -149,31 +149,3 @@ def test_arrays_that_disagree_on_the_tasks_are_named() -> None:
         batch_meta_grad(LEARNER, params, broken, jax.random.key(0))
     with pytest.raises(ValueError, match="of length at least 1"):
         count_tasks(jax.tree.map(lambda leaf: leaf[:0], episodes))
-
-
-def test_training_alone_is_augmented_and_support_and_query_by_maps_of_their_own() -> None:
-    """Moved alike, the two would keep their differences, and the loss."""
-    learner = prototypical(nn.MLP((), 4), ways=3)
-
-    def shift(x: jax.Array, key: jax.Array) -> jax.Array:
-        return x + jax.random.normal(key, x.shape[1:])
-
-    x = jax.random.normal(jax.random.key(0), (2, 6, 5))
-    episode = Episode(*(Batch(each, jnp.arange(6) % 3) for each in x))
-    params, key = learner.init(jax.random.key(1), episode), jax.random.key(2)
-    changed = augmented(learner, shift)
-    plain, one, again = (float(each.meta_grad(params, episode, key)[1]["loss"]) for each in (learner, changed, changed))
-    other = float(changed.meta_grad(params, episode, jax.random.key(3))[1]["loss"])
-    assert abs(plain - one) > 0.01
-    assert one == again != other
-    answers = (each.predict(params, episode.support, episode.query.x, key) for each in (learner, changed))
-    np.testing.assert_array_equal(*answers)
-
-
-def test_augmentation_keeps_the_shape_of_inputs() -> None:
-    learner = augmented(LEARNER, lambda x, key: x[1:])
-    params, episodes = problem(1)
-    with pytest.raises(
-        ValueError, match=r"augment must return inputs of shape \(5, 1\), as it was given, but gave \(4, 1\)"
-    ):
-        learner.meta_grad(params, jax.tree.map(lambda leaf: leaf[0], episodes), jax.random.key(0))

@@ -10,7 +10,7 @@ import pytest
 from helpers import assert_trees_close, inner_product, random_direction, stencil_derivative, to_float64
 from jax.flatten_util import ravel_pytree
 
-from jaxmeta import Batch, Episode, adapt, losses, lstm_meta_learner, maml, maml_pp, nn
+from jaxmeta import Batch, Episode, adapt, losses, lstm_meta_learner, nn
 from jaxmeta.inner import log_sign
 from jaxmeta.optimization import Affine, MetaLSTM, lstm_adapt
 
@@ -175,17 +175,6 @@ def test_the_learner_passes_its_options_on() -> None:
             return task_loss(adapted.params, query)
 
         assert_trees_close(grads, jax.grad(outer)(params), rtol=1e-5, atol=1e-7)
-
-
-@pytest.mark.parametrize("factory", [lstm_meta_learner, maml, maml_pp])
-def test_labels_that_the_network_has_no_output_for_are_refused(factory: Any) -> None:
-    options = {maml: {"inner_optimizer": optax.sgd(0.1)}, maml_pp: {"norm": None}}.get(factory, {})
-    learner = factory(nn.MLP((4,), WAYS), steps=2, **options)
-    support, query = episode()
-    params = learner.init(jax.random.key(0), episode())
-    for label, message in ((7, "labels are 0..7"), (-5, "labels are -5..")):
-        with pytest.raises(ValueError, match=f"the model has {WAYS} outputs, but the {message}"):
-            learner.predict(params, support._replace(y=support.y.at[1].set(label)), query.x, jax.random.key(0))
 
 
 def test_gates_start_near_one_and_near_zero() -> None:

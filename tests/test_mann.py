@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from helpers import inner_product, random_direction, stencil_derivative, to_float64
 
-from jaxmeta import Batch, Episode, MetaLearner, augmented, mann, memory, presets, tasks
+from jaxmeta import Batch, Episode, MetaLearner, mann, memory, presets, tasks
 from jaxmeta.memory import MANN
 from jaxmeta.memory._labels import one_step_late, words
 from jaxmeta.memory._recurrence import scan_deferred
@@ -380,29 +380,6 @@ def test_training_reads_support_and_query_in_an_order_of_the_key_s() -> None:
     np.testing.assert_allclose(first.trace.read_weights.sum(-1), 1.0, rtol=1e-5)
 
 
-def test_turns_and_shifts_reach_the_network() -> None:
-    """Public code computed a shift and threw it away."""
-    images = jnp.zeros((2, 9, 9, 1)).at[:, 4, 4].set(1.0)
-    moved = tasks.turns_and_shifts(0.0, 0.3)(images, jax.random.key(0))
-    assert not np.allclose(moved, images, atol=0.1)
-    assert not np.allclose(moved[0], moved[1], atol=0.1), "each by its own"
-    line = jnp.zeros((2, 9, 9, 1)).at[:, 4].set(1)
-    turned = tasks.turns_and_shifts(0.5, 0.0)(line, jax.random.key(0))
-    assert np.abs(turned - line).max((1, 2, 3)).min() > 0.2
-    assert np.abs(turned[0] - turned[1]).max() > 0.2
-    episode = Episode(*(Batch(jnp.tile(images[:1], (n, 1, 1, 1)), jnp.arange(n) % WAYS) for n in (3, 6)))
-    learner, key = mann(MANN(**SMALL), ways=WAYS), jax.random.key(0)
-    params = learner.init(key, episode)
-    plain, distorted = (
-        one.meta_grad(params, episode, key)[0]["params"]["input"]["kernel"]
-        for one in (learner, augmented(learner, lambda x, key: 0 * x))
-    )
-    assert np.abs(plain[40]).max() > 0
-    assert not np.asarray(distorted).any(), "blank images have no gradient"
-    with pytest.raises(ValueError, match=r"turn=-1 and shift=0.1 must not be negative"):
-        tasks.turns_and_shifts(-1)
-
-
 def test_memory_is_empty_at_the_start_of_every_episode() -> None:
     """What a learner has read before does not matter: each support set starts from a blank memory of its own."""
     model, episode = MANN(**SMALL), small_episode()
@@ -433,7 +410,6 @@ def test_memory_is_empty_at_the_start_of_every_episode() -> None:
             ValueError,
             "reads must be 0",
         ),
-        (lambda e: tasks.turns_and_shifts()(e.support.x, jax.random.key(0)), ValueError, "images must have shape"),
         (
             lambda e: MANN(features=0).init(jax.random.key(0), e.support.x, e.support.x),
             ValueError,

@@ -1,6 +1,7 @@
 """One table of methods, and what must hold for each of them. A new method is a new row."""
 
 import functools
+import re
 from typing import NamedTuple
 
 import chex
@@ -240,6 +241,20 @@ def test_predictions_fit_the_task_and_end_the_path(row: Row) -> None:
     if row.learner.predict_path is not None:
         path = jax.jit(row.learner.predict_path)(params, support, query.x, jax.random.key(0))
         np.testing.assert_allclose(path[-1], predictions, rtol=5e-3, atol=1e-4)
+
+
+def test_labels_that_a_network_has_no_output_for_are_refused(row: Row) -> None:
+    if row.learner.predict_path is None or row.source is SINUSOID:
+        pytest.skip("it classifies by other means, which have checks of their own, or regresses")
+    params, _ = problem(row, 1)
+    support, query = row.source.sample(row.source.data, jax.random.key(3))
+    for label in (WAYS + 2, -5):
+        strange = support._replace(y=support.y.at[0].set(label))
+        low, high = int(strange.y.min()), int(strange.y.max())
+        message = re.escape(f"the model has {WAYS} outputs, but the labels are {low}..{high}")
+        for answer in (row.learner.predict, row.learner.predict_path):
+            with pytest.raises(ValueError, match=message):
+                answer(params, strange, query.x, jax.random.key(0))
 
 
 def test_inductive_predictions_do_not_depend_on_the_company(row: Row) -> None:

@@ -475,54 +475,6 @@ def test_initial_values_are_the_papers() -> None:
     np.testing.assert_allclose(twin["conv_1"]["bias"].mean(), 0.5, atol=0.02)
 
 
-def mapped(image: np.ndarray, parts: np.ndarray) -> np.ndarray:
-    """Where each point of the result comes from, and what is there, in between by two linear interpolations."""
-    turn, shear_x, shear_y, scale_x, scale_y, shift_x, shift_y = parts
-    height, width, _ = image.shape
-    found = np.zeros_like(image)
-    # A point (x, y) about the centre, y down: scaled, sheared, then turned counter-clockwise.
-    scaling = np.array([[1 + scale_x, 0], [0, 1 + scale_y]])
-    shearing = np.array([[1, shear_x], [shear_y, 1]])
-    turning = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
-    for row in range(height):
-        for column in range(width):
-            moved = [column - (width - 1) / 2 - shift_x * width, row - (height - 1) / 2 - shift_y * height]
-            x, y = np.linalg.solve(turning @ shearing @ scaling, moved) + np.array([width - 1, height - 1]) / 2
-            for r in (int(np.floor(y)), int(np.floor(y)) + 1):
-                for c in (int(np.floor(x)), int(np.floor(x)) + 1):
-                    if 0 <= r < height and 0 <= c < width:
-                        found[row, column] += (1 - abs(y - r)) * (1 - abs(x - c)) * image[r, c]
-    return found
-
-
-@pytest.mark.usefixtures("float64")
-def test_an_affine_map_is_the_loop() -> None:
-    rng, apply = np.random.default_rng(0), jax.jit(tasks.affine)
-    image = rng.uniform(size=(9, 7, 2))
-    for parts in (np.array([0.3, 0.2, -0.25, 0.15, -0.1, 0.11, -0.07]), *rng.uniform(-0.3, 0.3, size=(3, 7))):
-        np.testing.assert_allclose(apply(image, parts), mapped(image, parts), atol=1e-12)
-    np.testing.assert_allclose(apply(image, np.zeros(7)), image, atol=1e-12)
-    square = image[:7]
-    np.testing.assert_allclose(apply(square, np.array([np.pi / 2, *[0.0] * 6])), np.rot90(square), atol=1e-12)
-    moved = apply(square, np.array([0, 0, 0, 0, 0, 2 / 7, 0]))
-    np.testing.assert_allclose(moved, np.pad(square[:, :-2], ((0, 0), (2, 0), (0, 0))), atol=1e-12)
-
-
-def test_distortions_are_within_the_paper_s_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A turn within 10 degrees, shears within 0.3, scales in [0.8, 1.2], shifts within 2 pixels of 105, each or not."""
-    monkeypatch.setattr("jaxmeta.tasks._augment.affine", lambda image, parts: parts)
-    parts = np.asarray(tasks.affine_distortions(jnp.zeros((4000, 2, 2, 1)), KEY))
-    bounds = np.array([np.deg2rad(10), 0.3, 0.3, 0.2, 0.2, 2 / 105, 2 / 105])
-    taken = parts != 0
-    np.testing.assert_allclose(taken.mean(0), 0.5, atol=0.03)
-    for extreme in (parts.max(0), -parts.min(0)):
-        assert (extreme <= bounds * (1 + 1e-6)).all()
-        assert (extreme > 0.98 * bounds).all()
-    np.testing.assert_allclose(np.abs(parts).sum(0) / taken.sum(0), bounds / 2, rtol=0.05)  # uniform
-    assert np.abs(np.corrcoef(taken.T) - np.eye(7)).max() < 0.06
-    assert np.abs(np.corrcoef(parts.T) - np.eye(7)).max() < 0.06
-
-
 def test_zero_shot_prototypes_come_from_descriptions() -> None:
     """Classes never seen in training are told from their descriptions, and prototypes have length 1."""
     source = described_classes()
