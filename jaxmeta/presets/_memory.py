@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import optax
 
-from jaxmeta import memory, tasks
+from jaxmeta import memory
 from jaxmeta.learner import MetaLearner
 from jaxmeta.presets._settings import Family, Settings, given, on_dataset
 
@@ -77,13 +77,4 @@ def _refused(method: str) -> Mapping[str, str]:
     return found
 
 
-MEMORY = Family(
-    ("mann", "metanet"),
-    _preset,
-    _learner,
-    _optimizer,
-    tasks.turns_and_shifts(),
-    _refused,
-    any_ways=False,
-    regression=False,
-)
+MEMORY = Family(("mann", "metanet"), _preset, _learner, _optimizer, _refused, any_ways=False, regression=False)

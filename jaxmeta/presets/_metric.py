@@ -146,8 +146,8 @@ METRIC = Family(
     _preset,
     _learner,
     _optimizer,
-    tasks.affine_distortions,
     _refused,
     any_ways=True,
     regression=False,
+    augment=tasks.affine_distortions,
 )

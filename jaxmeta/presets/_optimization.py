@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmeta import losses, nn, tasks
+from jaxmeta import losses, nn
 from jaxmeta.inner import mask_by_path
 from jaxmeta.learner import MetaLearner, Model
 from jaxmeta.optimization import anil, boil, fomaml, imaml, lstm_meta_learner, maml, maml_pp, meta_sgd, reptile
@@ -254,7 +254,6 @@ OPTIMIZATION = Family(
     _preset,
     _learner,
     _optimizer,
-    tasks.turns_and_shifts(),
     _refused,
     any_ways=False,
     regression=True,

@@ -10,7 +10,7 @@ import jax
 import optax
 
 from jaxmeta.learner import MetaLearner
-from jaxmeta.tasks import Rotations, Split, Subset
+from jaxmeta.tasks import Rotations, Split, Subset, turns_and_shifts
 
 DATASETS = ("sinusoid", "glyphs", "omniglot")
 
@@ -97,20 +97,20 @@ class Family(NamedTuple):
             `DATASETS` or an existing folder, and the numbers are None where the papers' are wanted.
         learner: `(settings, ways) -> MetaLearner` for episodes with that many classes.
         optimizer: `settings -> optimizer`, the outer optimiser.
-        augment: what `settings.augment` does to training images.
         refused: `method -> {option: reason}`: options of `jaxmeta train` that the method would ignore.
         any_ways: whether the same meta-parameters serve episodes of any number of classes.
         regression: whether the methods can regress, and so train on sinusoids.
+        augment: what `settings.augment` does to training images.
     """
 
     methods: tuple[str, ...]
     preset: Callable[[str, str, int | None, int | None, int | None], Settings]
     learner: Callable[[Settings, int], MetaLearner]
     optimizer: Callable[[Settings], optax.GradientTransformation]
-    augment: Callable[[jax.Array, jax.Array], jax.Array]
     refused: Callable[[str], Mapping[str, str]]
     any_ways: bool
     regression: bool
+    augment: Callable[[jax.Array, jax.Array], jax.Array] = turns_and_shifts()
 
 
 def given(**values: Any) -> dict[str, Any]:
