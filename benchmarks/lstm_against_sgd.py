@@ -8,7 +8,9 @@ both, and so the interval of their difference is that of the difference in each 
 """
 
 import argparse
+import itertools
 import json
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +56,8 @@ def main() -> None:
         print(f"rate {rate:g}: at best {100 * tried[rate][best]:.2f} on validation, after {best} steps", flush=True)
     lstm = evaluate(setup.learner, params, setup.test_source, episodes=600)
     any_steps, same_steps = (
-        against(lstm, *choose(tried, least), descend, setup.test_source)
-        for least in (range(STEPS + 1), [settings.eval_inner_steps])
+        against(lstm, *choose(tried, counts), descend, setup.test_source)
+        for counts in (range(STEPS + 1), [settings.eval_inner_steps])
     )
     report = {
         "step": step,
@@ -74,12 +76,14 @@ def shown(found: dict[str, Any]) -> str:
     return f"{100 * found['mean']:.2f} ± {100 * found['interval']:.2f}"
 
 
-def choose(tried: dict[float, list[float]], steps: Any) -> tuple[float, int]:
-    """The rate and the number of steps, among those, that did best on validation characters."""
-    return max(((rate, count) for rate in tried for count in steps), key=lambda at: tried[at[0]][at[1]])
+def choose(tried: dict[float, list[float]], counts: Iterable[int]) -> tuple[float, int]:
+    """The rate, and of those numbers of steps the one, that did best on validation characters."""
+    return max(itertools.product(tried, counts), key=lambda at: tried[at[0]][at[1]])
 
 
-def against(lstm: Evaluation, rate: float, steps: int, descend: Any, source: tasks.Source) -> dict[str, Any]:
+def against(
+    lstm: Evaluation, rate: float, steps: int, descend: Callable[..., Evaluation], source: tasks.Source
+) -> dict[str, Any]:
     """Gradient descent on the test episodes, and how far it is behind the LSTM on the same."""
     sgd = descend(rate, steps, source, 600, lstm.seed)
     ahead = lstm.values - sgd.values
