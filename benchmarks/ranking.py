@@ -6,7 +6,7 @@
 have been trained on: the splits `vinyals` and `lake` keep them apart. How many classes a run did train on, turns
 included, stands in its row. Images are of the size that it was trained on; characters and drawings are the same for
 all. Transductive: all 75 queries at once. Inductive: each query alone with the support set. Adaptation is one `predict`
-on an episode, compiled before, all queries at once; the median of 20. A run that was judged before is not again.
+on an episode, compiled before, all queries at once; the median of 20. A method that no run is given for keeps its row.
 """
 
 import argparse
@@ -32,25 +32,17 @@ def main() -> None:
     set_up_jax()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+")
-    rows = [row_of(run) for run in parser.parse_args().runs]
-    rows.sort(key=lambda row: -row["inductive"]["mean"])
+    results = Path(__file__).parent / "results"
+    rows = ranked(parser.parse_args().runs, json.loads((results / "ranking.json").read_text())["rows"])
     print("\n".join([line(COLUMNS), *(line(cells(row)) for row in rows)]))
     write("ranking", {"command": "python benchmarks/ranking.py RUN ..", "episodes": EPISODES, "rows": rows})
-    draw(rows, Path(__file__).parent / "results" / "ranking.png")
+    draw(rows, results / "ranking.png")
 
 
-def row_of(run: Path) -> dict[str, Any]:
-    """One run's row, from its `ranking.json` if it was judged before, at the step and on the episodes of now."""
-    path = run / "ranking.json"
-    reached = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["step"]
-    row = json.loads(path.read_text()) if path.exists() else None
-    if row and (row["step"], row["inductive"]["episodes"]) == (reached, EPISODES):
-        return row
-    began = time.perf_counter()
-    row = judge(run)
-    path.write_text(json.dumps(row, indent=2) + "\n")
-    print(f"{run}: judged in {time.perf_counter() - began:.0f} s", flush=True)
-    return row
+def ranked(runs: list[Path], before: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of the runs and of all other methods that had one before, the best first."""
+    rows = {row["method"]: row for row in [*before, *map(judge, runs)]}
+    return sorted(rows.values(), key=lambda row: -row["inductive"]["mean"])
 
 
 def judge(run: Path) -> dict[str, Any]:

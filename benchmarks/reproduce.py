@@ -69,7 +69,6 @@ def record(run_dir: Path) -> dict[str, Any]:
     """What a run folder holds."""
     files = {path.stem: json.loads(path.read_text()) for path in sorted(run_dir.glob("*.json"))}
     config = files.pop("config")
-    files.pop("ranking", None)  # `ranking.py`'s, of other episodes
     evaluations = [files.pop(name) for name in list(files) if name.startswith("evaluation-")]
     steps, seed = config["fit"]["steps"], config["fit"]["seed"]
     inner = {None, config["settings"].get("eval_inner_steps")}

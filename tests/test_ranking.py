@@ -18,9 +18,7 @@ def test_a_run_becomes_a_row_and_a_picture(tmp_path: Path, monkeypatch: pytest.M
     words = ("prototypical", "--dataset", "omniglot", "--train-ways", "5", "--steps", "2", "--episodes", "2")
     assert cli.main(["train", *words, "--out", str(tmp_path / "run")]) == 0
     monkeypatch.setattr(ranking, "EPISODES", 3)
-    row = ranking.row_of(tmp_path / "run")
-    monkeypatch.setattr(ranking, "judge", lambda run: pytest.fail(f"{run} was judged before"))
-    assert ranking.row_of(tmp_path / "run") == row
+    row = ranking.judge(tmp_path / "run")
     assert (row["method"], row["step"], row["seed"], row["classes"]) == ("prototypical", 2, 0, 4 * 1200)
     assert (row["parameters"], row["trained_on"]) == (111_936, "cpu")
     for mode in ("transductive", "inductive"):
@@ -32,6 +30,14 @@ def test_a_run_becomes_a_row_and_a_picture(tmp_path: Path, monkeypatch: pytest.M
     assert len(ranking.cells(row)) == len(ranking.COLUMNS)
     ranking.draw([row, row], tmp_path / "ranking.png")
     assert (tmp_path / "ranking.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_methods_without_a_run_keep_their_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = [{"method": name, "inductive": {"mean": mean}} for name, mean in (("maml", 0.9), ("mann", 0.5))]
+    monkeypatch.setattr(ranking, "judge", lambda run: {"method": "mann", "inductive": {"mean": 0.95}, "run": run})
+    again, kept = ranking.ranked([tmp_path], before)
+    assert again == {"method": "mann", "inductive": {"mean": 0.95}, "run": tmp_path}
+    assert kept == before[0]
 
 
 @pytest.mark.parametrize(
