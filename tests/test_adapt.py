@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 from helpers import assert_trees_close, assert_trees_equal, regression_problem
+from jax.sharding import PartitionSpec as P
 
 from jaxmeta import adapt, mask_by_path
 from jaxmeta.inner import merge, partition
@@ -84,12 +85,39 @@ def test_partition_and_merge_are_inverse() -> None:
         ({"steps": 1, "mask": [True]}, ValueError, "mask must have the structure of params"),
         ({"steps": 1, "mask": {"w": False}}, ValueError, "mask is False everywhere"),
         ({"steps": 1, "mask": {"w": 1}}, TypeError, "mask must hold Python bools.* but holds 1"),
+        ({"steps": 2.0}, TypeError, r"steps must be an int, but is 2\.0"),
+        ({"steps": 1, "has_aux": True}, TypeError, r"wants loss_fn to return \(loss, aux\), but it returned"),
     ],
 )
 def test_bad_input_is_named(kwargs, error, message: str) -> None:
     params = {"w": jnp.ones(2)}
     with pytest.raises(error, match=message):
         adapt(lambda p, b: jnp.sum(p["w"] * b), params, jnp.ones(2), optimizer=optax.sgd(0.1), **kwargs)
+
+
+def test_python_s_numbers_are_parameters_too() -> None:
+    found = adapt(
+        lambda p, b: (p - b) ** 2, 0.0, 1.0, optimizer=optax.sgd(0.25), steps=2, return_path=True, remat="auto"
+    )
+    assert found.path.tolist() == [0.0, 0.5, 0.75]
+
+
+def test_inside_shard_map_no_inner_gradient_is_summed_over_devices() -> None:
+    """Two devices, a task each. JAX sums derivatives for what devices share: such parameters are refused."""
+    mesh, targets = jax.sharding.Mesh(jax.devices()[:2], ("tasks",)), jnp.array([[1.0], [-2.0]])
+
+    def adapted(params, target):
+        loss = lambda p, t: jnp.sum((p - t) ** 2)  # noqa: E731
+        return adapt(loss, params, target[0], optimizer=optax.sgd(0.25), steps=2).params[None]
+
+    def varying(params, target):
+        return adapted(jax.lax.pcast(params, ("tasks",), to="varying"), target)
+
+    specs = {"mesh": mesh, "in_specs": (P(), P("tasks")), "out_specs": P("tasks")}
+    with pytest.raises(ValueError, match=r"the mesh axes \('tasks',\) and params do not.* check_vma=False"):
+        jax.jit(jax.shard_map(adapted, **specs))(jnp.zeros(1), targets)
+    for divided in (jax.shard_map(varying, **specs), jax.shard_map(adapted, check_vma=False, **specs)):
+        np.testing.assert_allclose(jax.jit(divided)(jnp.zeros(1), targets), 0.75 * targets)
 
 
 def test_a_loss_that_is_not_a_scalar_is_named() -> None:

@@ -135,6 +135,15 @@ def test_meta_sgd_with_one_rate_is_maml_and_its_rates_have_their_derivative() ->
     assert inner_product(grads.rates, direction) == pytest.approx(derivative, rel=1e-7)
 
 
+def test_meta_sgd_can_take_more_steps_in_test() -> None:
+    episode, model = small_classification(), nn.MLP((4,), 3)
+    few, further, many = meta_sgd(model, steps=1), meta_sgd(model, steps=1, eval_steps=3), meta_sgd(model, steps=3)
+    params = few.init(KEY, episode)
+    found = [learner.predict(params, episode.support, episode.query.x, KEY) for learner in (few, further, many)]
+    np.testing.assert_array_equal(found[1], found[2])
+    assert not np.allclose(found[0], found[1])
+
+
 def test_meta_parameters_are_one_pytree() -> None:
     """Initialisation, rates and weights of the support's examples, learned together."""
     loss_fn, params, episode = small_problem()

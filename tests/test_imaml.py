@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import regression_problem, to_float64
+from helpers import assert_trees_close, regression_problem, to_float64
 
-from jaxmeta import Episode, imaml, imaml_grad, maml_grad, mask_by_path, nn
+from jaxmeta import Episode, imaml, imaml_grad, losses, maml_grad, mask_by_path, nn
 from jaxmeta.optimization._imaml import proximal_loss
 
 LAMBDA = 2.0
@@ -174,6 +174,20 @@ def test_it_is_not_maml_s_gradient() -> None:
     implicit, _ = imaml_grad(loss_fn, params, episode, optimizer=optax.sgd(0.1), steps=1, proximal=LAMBDA)
     exact, _ = maml_grad(loss_fn, params, episode, optimizer=optax.sgd(0.1), steps=1)
     assert float(optax.tree.norm(jax.tree.map(jnp.subtract, implicit, exact))) > 1e-3
+
+
+def test_the_factory_hands_its_solver_on() -> None:
+    model = nn.MLP((4,), 1, activation=jnp.tanh)
+    _, _, episode = regression_problem(jax.random.key(4))
+    shared = {"proximal": LAMBDA, "damping": 0.0, "solver": "neumann", "solver_steps": 2}
+    loss_fn = lambda p, b: losses.mean_squared_error(model.apply(p, b.x), b.y)  # noqa: E731
+    for changed in ({}, {"solver_steps": 1}, {"solver": "cg"}, {"solver": "cg", "damping": 1.0}):
+        given = {**shared, **changed}
+        learner = imaml(model, inner_optimizer=optax.sgd(0.1), steps=2, loss=losses.mean_squared_error, **given)
+        params = learner.init(jax.random.key(0), episode)
+        found = learner.meta_grad(params, episode, jax.random.key(0))[0]
+        expected = imaml_grad(loss_fn, params, episode, optimizer=optax.sgd(0.1), steps=2, **given)[0]
+        assert_trees_close(found, expected, rtol=1e-5, atol=1e-7)
 
 
 def test_predictions_come_from_the_proximal_problem() -> None:

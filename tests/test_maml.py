@@ -301,7 +301,12 @@ def test_adam_wants_eps_root_where_a_gradient_is_exactly_zero() -> None:
 
     grads, _ = maml_grad(loss_fn, params, episode, optimizer=optax.adam(0.1, eps_root=1e-8), steps=2)
     assert jnp.isfinite(grads).all()
-    for inner in (optax.adam(0.1), optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1))):
+    turned = optax.stateless(lambda updates, _: jnp.array([[0.0, 1.0], [1.0, 0.0]]) @ updates)  # of two entries alone
+    chained = optax.chain(turned, optax.adam(0.1))
+    functions = {name: staticmethod(getattr(chained, name)) for name in ("init", "update")}
+    unhashable = type("Inner", (), {"__hash__": None, **functions})()
+    clipped = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1))
+    for inner in (optax.adam(0.1), clipped, chained, unhashable, optax.lars(0.1)):
         with pytest.raises(ValueError, match=r"no finite derivative where gradients are zero.* eps_root=1e-8"):
             jax.jit(lambda p, inner=inner: maml_grad(loss_fn, p, episode, optimizer=inner, steps=2))(params)
         first_order, _ = fomaml_grad(loss_fn, params, episode, optimizer=inner, steps=2)
@@ -319,6 +324,25 @@ def test_an_optimiser_that_cannot_be_differentiated_is_refused_with_a_learned_ra
         with_rate(0.1)
     with pytest.raises(ValueError, match=r"searches in a loop: take one that does not, such as optax.sgd"):
         maml_grad(loss_fn, jnp.ones(2), episode, optimizer=optax.lbfgs(), steps=2)  # pyright: ignore
+
+
+def test_asking_whether_an_optimiser_can_be_differentiated_keeps_nothing_of_a_trace() -> None:
+    loss_fn, episode = lambda p, x: jnp.sum((p * x - 1.0) ** 2), Episode(jnp.array([1.0, 0.0]), jnp.ones(2))
+    with jax.checking_leaks():
+        jax.jit(lambda r: maml_grad(loss_fn, jnp.ones(2), episode, optimizer=optax.sgd(r), steps=2)[0])(0.1)  # pyright: ignore
+
+
+def test_metrics_come_as_a_dict() -> None:
+    episode = Episode(*[Batch(jnp.ones(2), jnp.ones(2))] * 2)
+    with pytest.raises(TypeError, match=r"aux to be a dict of metrics, but it is"):
+        maml_grad(
+            lambda p, b: (jnp.sum((p - b.x) ** 2), p),
+            jnp.ones(2),
+            episode,
+            optimizer=optax.sgd(0.1),
+            steps=1,
+            has_aux=True,
+        )
 
 
 def test_clipping_by_norm_is_optaxs_and_has_a_derivative_at_zero() -> None:

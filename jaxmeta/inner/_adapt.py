@@ -92,9 +92,11 @@ def adapt(
         An `Adapted`.
 
     Raises:
-        TypeError: `optimizer` is no Optax transformation, or `loss_fn` returns no array.
+        TypeError: `optimizer` is no Optax transformation, `steps` no int, or `loss_fn` returns no array, or with
+            `has_aux` no pair.
         ValueError: `steps` is negative, a mini-batched array lacks the step axis, `loss_fn` does not return
-            a scalar, the mask does not fit, or `hvp` or `remat` is unknown.
+            a scalar, the mask does not fit, or `hvp` or `remat` is unknown; or, inside `jax.shard_map`, the loss
+            differs between devices and `params` do not: JAX would sum the inner gradients over devices.
 
     >>> import jax.numpy as jnp, optax
     >>> loss = lambda w, target: jnp.sum((w - target) ** 2)
@@ -108,14 +110,15 @@ def adapt(
     """
     check_inner_loop(optimizer, steps)
     check_minibatches(batch, steps, minibatched)
+    params = jax.tree.map(jnp.asarray, params)
     adapting, staying = partition(params, mask)
     hvp = hvp or ("forward_over_reverse" if steps > 1 else "reverse_over_reverse")
     optimizer = optax.with_extra_args_support(optimizer)
     state = optimizer.init(adapting) if opt_state is None else opt_state
 
     def objective(adapting: Any, current: Any) -> tuple[jax.Array, Any]:
-        found = loss_fn(merge(adapting, staying), current)
-        loss, aux = found if has_aux else (found, None)
+        loss, aux = split_aux(loss_fn(merge(adapting, staying), current), has_aux)
+        _check_varies_alike(loss, adapting)
         return _scalar(loss), aux
 
     def step(carry: tuple[Any, optax.OptState], step_batch: Any) -> tuple[tuple[Any, optax.OptState], Any]:
@@ -163,6 +166,8 @@ def _path(params: Any, moved: Any, staying: Any, steps: int) -> Any:
 
 def check_inner_loop(optimizer: Any, steps: int | None, name: str = "steps", least: int = 0) -> None:
     """Raises if an inner loop could not run: `steps` is too few, or `optimizer` is no Optax transformation."""
+    if steps is not None and (not isinstance(steps, int) or isinstance(steps, bool)):
+        raise TypeError(f"{name} must be an int, but is {steps!r}")
     if steps is not None and steps < least:
         raise ValueError(f"{name} must be {least} or more, but is {steps}")
     if not callable(getattr(optimizer, "init", None)) or not callable(getattr(optimizer, "update", None)):
@@ -178,6 +183,28 @@ def check_minibatches(batch: Any, steps: int, minibatched: bool) -> None:
         raise ValueError(
             f"minibatched=True wants a leading axis of length steps={steps} on every array of batch, "
             f"but their shapes are {shapes}"
+        )
+
+
+def split_aux(found: Any, has_aux: bool) -> tuple[Any, Any]:
+    """What a loss function returned as `(loss, aux)`; None for aux where it returns none."""
+    if not has_aux:
+        return found, None
+    if not isinstance(found, tuple) or len(found) != 2:
+        raise TypeError(f"has_aux=True wants loss_fn to return (loss, aux), but it returned {found!r}")
+    return found
+
+
+def _check_varies_alike(loss: Any, params: Any) -> None:
+    """Raises if a `jax.shard_map` would sum the gradients over devices."""
+    varying = getattr(jax.typeof(loss), "mat", None) if isinstance(loss, jax.Array) else None
+    axes = varying.varying if varying is not None else frozenset()
+    if any(alone := axes - jax.typeof(leaf).mat.varying for leaf in jax.tree.leaves(params)):
+        names = tuple(sorted(alone))
+        raise ValueError(
+            f"inside jax.shard_map the loss differs along the mesh axes {names} and params do not, so that JAX would "
+            f"sum inner gradients over them: give params as jax.lax.pcast(params, {names}, to='varying'), or shard_map "
+            "check_vma=False"
         )
 
 

@@ -1,6 +1,5 @@
 """Inner optimisers that can be differentiated, and a check for those that cannot."""
 
-import functools
 from typing import Any
 
 import jax
@@ -8,6 +7,9 @@ import jax.numpy as jnp
 import optax
 from jax.core import Tracer
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
+
+_FOUND: dict[Any, bool] = {}  # which optimisers can be differentiated, of those asked about lately
+_MOST_FOUND = 128
 
 
 def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
@@ -86,23 +88,27 @@ def check_differentiable(optimizer: optax.GradientTransformation, params: Any) -
 
     Args:
         optimizer: any Optax transformation.
-        params: what it is to update; structure and ranks matter, values do not.
+        params: what it is to update; structure and shapes matter, values do not: zeros and ones are tried.
 
     Raises:
         ValueError: the derivative is not finite, or the update holds a loop that has none.
     """
     leaves, treedef = jax.tree.flatten(params)
-    ranks = tuple((jnp.ndim(leaf), str(jnp.result_type(leaf))) for leaf in leaves)
-    try:
-        finite = _is_differentiable(optimizer, treedef, ranks)
-    except Exception as error:
-        if "Reverse-mode differentiation does not work" in str(error):
-            raise ValueError(
-                "the inner optimizer's update cannot be differentiated in reverse, because it searches in a loop: take "
-                "one that does not, such as optax.sgd, or a first-order method"
-            ) from error
-        return  # The probe's arrays are too small for it: nothing is known.
-    if not finite:
+    full = tuple((jnp.shape(leaf), str(jnp.result_type(leaf))) for leaf in leaves)
+    small = tuple(((1,) * len(shape), dtype) for shape, dtype in full)
+    finite = None
+    for shapes in (small, full):
+        try:
+            finite = _is_differentiable(optimizer, treedef, shapes)
+            break
+        except Exception as error:
+            if "Reverse-mode differentiation does not work" in str(error):
+                raise ValueError(
+                    "the inner optimizer's update cannot be differentiated in reverse, because it searches in a loop: "
+                    "take one that does not, such as optax.sgd, or a first-order method"
+                ) from error
+            # Small arrays may not fit an optimiser; full ones that do not will fail where they are really updated.
+    if finite is False:
         raise ValueError(
             "the inner optimizer's update has no finite derivative where gradients are zero, and meta-gradients would "
             "be NaN: give optax.adam and its kin eps_root=1e-8 (or 1e-4 with float16, in which 1e-8 is zero), and take "
@@ -110,20 +116,37 @@ def check_differentiable(optimizer: optax.GradientTransformation, params: Any) -
         )
 
 
-@functools.lru_cache(maxsize=128)
-def _is_differentiable(optimizer: Any, treedef: Any, ranks: tuple[tuple[int, str], ...]) -> bool:
+def _is_differentiable(optimizer: Any, treedef: Any, shapes: tuple[tuple[Any, str], ...]) -> bool:
+    """`_probe`, remembered but for optimisers with values of a trace in them, which would outlive it."""
+    key = (optimizer, treedef, shapes)
+    try:
+        if key in _FOUND:
+            return _FOUND[key]
+    except TypeError:  # one that cannot be hashed
+        return _probe(*key)[0]
+    finite, lasting = _probe(*key)
+    if lasting:
+        if len(_FOUND) >= _MOST_FOUND:
+            _FOUND.clear()
+        _FOUND[key] = finite
+    return finite
+
+
+def _probe(optimizer: Any, treedef: Any, shapes: tuple[tuple[Any, str], ...]) -> tuple[bool, bool]:
+    """Whether derivatives at gradients of zero are finite, and whether all that the optimiser holds is known."""
     update = optax.with_extra_args_support(optimizer).update
 
-    def total(grads: Any) -> jax.Array:
-        zeros = jax.tree.map(jnp.zeros_like, grads)
-        state = optimizer.init(zeros)
-        updates, _ = update(grads, state, zeros, value=jnp.zeros(()), grad=grads, value_fn=lambda p: jnp.zeros(()))
+    def total(grads: Any, params: Any) -> jax.Array:
+        state = optimizer.init(params)
+        updates, _ = update(grads, state, params, value=jnp.zeros(()), grad=grads, value_fn=lambda p: jnp.zeros(()))
         return sum((leaf.astype(float).sum() for leaf in jax.tree.leaves(updates)), jnp.zeros(()))
 
     with jax.ensure_compile_time_eval():
-        zeros = treedef.unflatten([jnp.zeros((1,) * rank, dtype) for rank, dtype in ranks])
-    traced = jax.make_jaxpr(jax.grad(total))(zeros)
+        zeros, ones = (treedef.unflatten([make(*shape) for shape in shapes]) for make in (jnp.zeros, jnp.ones))
+    traced = jax.make_jaxpr(jax.grad(total, (0, 1)))(zeros, zeros)  # some scale an update by the size of its parameter
+    unknown = [isinstance(c, Tracer) for c in traced.consts]
     with jax.ensure_compile_time_eval():
-        known = [jnp.full(jnp.shape(c), 0.1, c.dtype) if isinstance(c, Tracer) else c for c in traced.consts]
-        slopes = jax.jit(jaxpr_as_fun(ClosedJaxpr(traced.jaxpr, known)))(*jax.tree.leaves(zeros))
-        return all(bool(jnp.isfinite(leaf).all()) for leaf in slopes)
+        consts = [jnp.full(jnp.shape(c), 0.1, c.dtype) if u else c for c, u in zip(traced.consts, unknown, strict=True)]
+        slopes = jax.jit(jaxpr_as_fun(ClosedJaxpr(traced.jaxpr, consts)))
+        found = [slope for params in (zeros, ones) for slope in slopes(*jax.tree.leaves((zeros, params)))]
+        return all(bool(jnp.isfinite(slope).all()) for slope in found), not any(unknown)

@@ -1,6 +1,6 @@
 """What the methods that adapt by gradient steps share: a model and a loss, made into a `MetaLearner`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +9,7 @@ import optax
 from jax.core import Tracer
 
 from jaxmeta.episode import Batch, Episode, check_episode, is_classification
-from jaxmeta.inner import Adapted, adapt, check_inner_loop
+from jaxmeta.inner import Adapted, adapt, check_inner_loop, split_aux
 from jaxmeta.learner import MetaLearner, Metrics, Model, Params, init_stateless
 from jaxmeta.losses import score
 
@@ -20,7 +20,10 @@ def with_metrics(loss_fn: LossFn, has_aux: bool) -> Callable[[Any, Any], tuple[j
     """Makes any loss function return `(loss, metrics)`, with the loss among the metrics."""
 
     def evaluate(params: Any, batch: Any) -> tuple[jax.Array, Metrics]:
-        loss, metrics = loss_fn(params, batch) if has_aux else (loss_fn(params, batch), {})
+        loss, aux = split_aux(loss_fn(params, batch), has_aux)
+        metrics = {} if aux is None else aux
+        if not isinstance(metrics, Mapping):
+            raise TypeError(f"has_aux=True wants loss_fn's aux to be a dict of metrics, but it is {aux!r}")
         return loss, {**metrics, "loss": loss}
 
     return evaluate
