@@ -11,7 +11,7 @@ import optax
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from jaxmeta import Batch, Episode, analysis, fomaml_grad, losses, maml, maml_grad, nn, reptile, tasks
+from jaxmeta import Batch, Carried, Episode, analysis, fomaml_grad, losses, maml, maml_grad, maml_pp, nn, reptile, tasks
 from jaxmeta.analysis._compare import table
 
 from test_cli import run  # isort: skip
@@ -64,8 +64,29 @@ def test_rows_say_how_far_each_is_from_the_reference() -> None:
     assert all(row.name in text for row in rows)
 
 
+def test_what_is_carried_is_no_gradient() -> None:
+    """MAML++ counts its outer steps among its meta-parameters: the count has no part in an angle."""
+    learner = maml_pp(
+        nn.MLP((8,), 5, norm=True), steps=1, inner_lr=0.1, epoch=1, multi_step_epochs=1, first_order_epochs=0
+    )
+    source = tasks.episodes(tasks.glyphs("train", classes=60, image_size=8), ways=5, shots=1, queries=1)
+    episodes = jax.vmap(source.sample, (None, 0))(source.data, jax.random.split(jax.random.key(0), 2))
+    params = learner.init(jax.random.key(1), jax.tree.map(lambda leaf: leaf[0], episodes))
+    params = params._replace(outer_step=Carried(jnp.array(10_000)))
+
+    def opposite(params, episode, key):
+        grads, metrics = learner.meta_grad(params, episode, key)
+        weights = jax.tree.map(lambda g: -g, grads._replace(outer_step=None))
+        return weights._replace(outer_step=grads.outer_step), metrics
+
+    estimators = {"maml_pp": learner, "opposite": opposite}
+    rows = analysis.compare(estimators, params, episodes, jax.random.key(2), reference="maml_pp", repeats=0)
+    found = (rows[1].cosine, rows[1].norm_ratio, rows[1].relative_error)
+    np.testing.assert_allclose(found, (-1, 1, 2), rtol=1e-5)
+
+
 def test_a_picture_of_it(tmp_path: Path) -> None:
-    row = analysis.Comparison("maml", 1.0, 1.0, 0.0, 0.5, 1e6, 1000, 0.1, 0.01, ())
+    row = analysis.EstimatorRow("maml", 1.0, 1.0, 0.0, 0.5, 1e6, 1000, 0.1, 0.01, ())
     analysis.plot_comparison(tmp_path / "a.png", [row, row._replace(name="fomaml")], "two")
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 
@@ -115,6 +136,18 @@ def test_arithmetic_is_counted_with_loops_multiplied_out() -> None:
     ours = lambda x: nn.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=layout)  # noqa: E731
     expected = 2 * (2 * 10 * 10 * 8) * (3 * 3 * 4)
     assert analysis.inspect(stock, image).flops == analysis.inspect(ours, image).flops == expected
+    # Two kernels, each for its half of the images; and one for each image, as `jax.vmap` makes of per-task kernels.
+    halves = lambda x: jax.lax.conv_general_dilated(  # noqa: E731
+        x, kernel, (1, 1), "SAME", dimension_numbers=layout, batch_group_count=2
+    )
+    assert analysis.inspect(halves, image).flops == expected / 2
+    each = [jnp.ones((5, *leaf.shape)) for leaf in (image, kernel)]
+
+    def per_task(convolve):
+        loss = lambda x, w: convolve(x, w, (1, 1), "SAME", dimension_numbers=layout).sum()  # noqa: E731
+        return analysis.inspect(jax.vmap(jax.grad(loss, (0, 1))), *each).flops
+
+    assert per_task(jax.lax.conv_general_dilated) == per_task(nn.conv_general_dilated)
     branches = lambda x: jax.lax.cond(x[0, 0] > 0, lambda x: 2 * x, lambda x: x @ x.T @ x, x)  # noqa: E731
     assert analysis.inspect(branches, x).flops == 2 * (2 * n * n * d)
 

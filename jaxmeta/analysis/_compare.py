@@ -11,13 +11,13 @@ import optax
 
 from jaxmeta.analysis._inspect import inspect_compiled
 from jaxmeta.episode import Episode
-from jaxmeta.learner import MetaLearner, Metrics, Params
+from jaxmeta.learner import MetaLearner, Metrics, Params, descended
 from jaxmeta.meta_batch import batch_meta_grad
 
 MetaGrad = Callable[[Params, Episode, jax.Array], tuple[Params, Metrics]]
 
 
-class Comparison(NamedTuple):
+class EstimatorRow(NamedTuple):
     """One estimator against the reference.
 
     Attributes:
@@ -55,7 +55,7 @@ def compare(
     repeats: int = 10,
     chunk: int | None = None,
     devices: int | None = None,
-) -> list[Comparison]:
+) -> list[EstimatorRow]:
     """Compares estimators of the mean meta-gradient over one batch of tasks.
 
     Args:
@@ -71,7 +71,7 @@ def compare(
         devices: how many devices; see `batch_meta_grad`.
 
     Returns:
-        A `Comparison` for each estimator, in the order given.
+        An `EstimatorRow` for each estimator, in the order given.
 
     Raises:
         KeyError: `reference` is not among the estimators.
@@ -110,11 +110,11 @@ def compare(
             began = time.perf_counter()
             jax.block_until_ready(runs[name](params, episodes, key))
             seconds[name].append(time.perf_counter() - began)
-    exact = results[reference][0]
+    exact = descended(results[reference][0])
     return [
-        Comparison(
+        EstimatorRow(
             name,
-            *_distance(name, grads, exact),
+            *_distance(name, descended(grads), exact),
             float(metrics["loss"]),
             inspections[name].flops,
             inspections[name].temp_bytes,
@@ -153,7 +153,7 @@ def _distance(name: str, grads: Params, exact: Params) -> tuple[float, float, fl
     return cosine, norm / exact_norm, error
 
 
-def table(rows: list[Comparison]) -> str:
+def table(rows: list[EstimatorRow]) -> str:
     """A comparison as text, with warnings below."""
     names = {"cosine": 9, "norm ratio": 12, "rel. error": 12, "MFLOP": 10, "temp MiB": 10, "compile s": 11, "ms": 9}
     lines = [f"{'estimator':16}" + "".join(f"{name:>{width}}" for name, width in names.items())]
@@ -165,7 +165,7 @@ def table(rows: list[Comparison]) -> str:
     return "\n".join(lines + [f"{row.name}: {warning}" for row in rows for warning in row.warnings])
 
 
-def plot_comparison(path: str | os.PathLike[str], rows: list[Comparison], title: str = "") -> None:
+def plot_comparison(path: str | os.PathLike[str], rows: list[EstimatorRow], title: str = "") -> None:
     """Draws a comparison as bars: cosine, norm ratio, arithmetic, memory and time.
 
     Args:

@@ -81,7 +81,7 @@ def _equation_flops(eqn: Any) -> float:
     if name == "conv_general_dilated":
         kernel = eqn.invars[1].aval.shape
         out_features = kernel[params["dimension_numbers"].rhs_spec[0]]
-        return 2.0 * eqn.outvars[0].aval.size * math.prod(kernel) / out_features / params["batch_group_count"]
+        return 2.0 * eqn.outvars[0].aval.size * math.prod(kernel) / out_features
     if name == "conv2d":  # jaxmeta.nn's: a sum over images, outputs, window and channels, whichever of them comes out
         y, w = _conv2d_shapes(eqn)
         return 2.0 * math.prod(y) * math.prod(w[:3])
