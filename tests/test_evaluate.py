@@ -126,6 +126,32 @@ def test_divergence_is_told_and_not_averaged() -> None:
         evaluate(wild, params, source, episodes=5)
 
 
+def test_predictions_that_are_none_are_told_and_not_taken_for_class_0() -> None:
+    wild = maml(nn.MLP((16,), 5), inner_optimizer=optax.sgd(1e30), steps=3)
+    params = wild.init(jax.random.key(0), GLYPHS.sample(GLYPHS.data, jax.random.key(0)))
+    with pytest.raises(FloatingPointError, match=r"accuracy is nan on episode 0 after adaptation step [123]: what is"):
+        evaluate(wild, params, GLYPHS, episodes=5)
+
+
+@pytest.mark.parametrize("largest", [0.0, jnp.nan, jnp.inf, -jnp.inf])
+def test_only_some_classes_may_be_impossible(largest: float) -> None:
+    def predict(params, support: Batch, query_x: jax.Array, key: jax.Array) -> jax.Array:
+        return jnp.full((len(query_x), 5), -jnp.inf).at[:, 0].set(largest)
+
+    learner = MetaLearner(lambda key, episode: (), lambda *_: ((), {}), predict)
+    if largest == 0:
+        assert evaluate(learner, (), GLYPHS, episodes=5).mean == pytest.approx(0.2)
+        return
+    with pytest.raises(FloatingPointError, match="accuracy is nan on episode 0"):
+        evaluate(learner, (), GLYPHS, episodes=5)
+
+
+def test_labels_that_the_learner_does_not_choose_among_are_refused() -> None:
+    narrow = MetaLearner(lambda key, episode: (), lambda *_: ((), {}), lambda p, s, x, k: jnp.zeros((len(x), 3)))
+    with pytest.raises(ValueError, match=r"chooses among 3 classes, but the episodes' labels are 0\.\.4"):
+        evaluate(narrow, (), GLYPHS, episodes=5)
+
+
 def test_an_episode_without_a_support_set_of_its_shape_is_named() -> None:
     broken = GLYPHS._replace(
         sample=lambda data, key: Episode(GLYPHS.sample(data, key).support, Batch(jnp.zeros((2, 3)), jnp.zeros(3, int)))

@@ -93,7 +93,7 @@ def test_any_learner_is_judged(folder: Path) -> None:
     runs = tasks.lake_runs(folder, image_size=SIZE)
     found = jm.evaluate_runs(nearest(), {}, runs, info={"name": "all_runs"})
     assert (found.metric, found.mean, found.episodes) == ("accuracy", 1.0, 2)
-    half = runs._replace(query=runs.query._replace(y=runs.query.y.at[0].set(-1)))
+    half = runs._replace(query=runs.query._replace(y=runs.query.y.at[0].set((runs.query.y[0] + 1) % WAYS)))
     assert jm.evaluate_runs(nearest(), {}, half).mean == 0.5
     with pytest.raises(ValueError, match="runs must be 2 or more"):
         jm.evaluate_runs(nearest(), {}, jax.tree.map(lambda leaf: leaf[:1], runs))
@@ -115,6 +115,12 @@ def test_any_learner_is_judged(folder: Path) -> None:
             ValueError,
             r"each test image should come once, but run02/test/item02\.png comes twice",
         ),
+        (
+            lambda root: turn_columns(root / "run02/class_labels.txt"),
+            ValueError,
+            r"line 1: want a test image and its training image, but found \['run02/training",
+        ),
+        (lambda root: (root / "run02/class_labels.txt").write_bytes(b"\xff\xfe"), ValueError, "labels.txt is no text"),
         (lambda root: (root / "run02/class_labels.txt").write_text(" \n"), ValueError, r"class_labels\.txt is empty"),
         (lambda root: (root / "run02/class_labels.txt").unlink(), FileNotFoundError, r"run02/class_labels\.txt is not"),
         (
@@ -142,6 +148,17 @@ def test_a_bad_folder_is_named(spoil, error, message: str, folder: Path, tmp_pat
         tasks.lake_runs(root, image_size=SIZE)
 
 
+def test_drawings_are_resized_by_lanczos_s_filter(folder: Path) -> None:
+    with Image.open(folder / "run01/training/class01.png") as image:
+        paper = image.convert("L").resize((12, 12), Image.Resampling.LANCZOS)
+    found = tasks.lake_runs(folder, image_size=12).support.x[0, 0, :, :, 0]
+    assert tasks.lake_runs(folder).support.x.shape[2:] == (105, 105, 1)
+    # The ink is resized, and not the paper, which differ by rounding alone.
+    np.testing.assert_allclose(found, 1 - np.asarray(paper, float) / 255, atol=2 / 255)
+    with pytest.raises(ValueError, match="image_size must be 1 or more, but is 0"):
+        tasks.lake_runs(folder, image_size=0)
+
+
 def test_only_numbered_runs_count(folder: Path) -> None:
     shutil.copytree(folder / "run01", folder / "run01_copy")
     (folder / "run_notes.txt").write_text("what the runs are")
@@ -158,6 +175,11 @@ def cut(file: Path) -> None:
 
 def repeat_line(file: Path) -> None:
     file.write_text(file.read_text() + file.read_text().splitlines()[0] + "\n")
+
+
+def turn_columns(file: Path) -> None:
+    lines = [" ".join(reversed(line.split())) for line in file.read_text().splitlines()]
+    file.write_text("\n".join(lines) + "\n")
 
 
 def drop_line(file: Path) -> None:

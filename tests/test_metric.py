@@ -429,6 +429,33 @@ def test_siamese_is_the_loop() -> None:
     np.testing.assert_allclose(verified, p[np.arange(7), np.arange(7)], rtol=1e-10)
 
 
+@pytest.mark.usefixtures("float64")
+def test_one_weight_of_l2_is_of_every_kernel() -> None:
+    episode, plain, weighted = vectors(), jm.siamese(ENCODER, ways=3), jm.siamese(ENCODER, l2=0.3, ways=3)
+    params = started(plain, episode)
+    losses = [learner.meta_grad(params, episode, KEY)[1]["loss"] for learner in (plain, weighted)]
+    kernels = [params.head["kernel"], *(layer["kernel"] for layer in params.encoder["params"].values())]
+    np.testing.assert_allclose(losses[1] - losses[0], 0.3 * sum((k**2).sum() for k in kernels), rtol=1e-10)
+
+
+@pytest.mark.usefixtures("float64")
+def test_distances_are_divided_by_the_temperature() -> None:
+    episode = vectors()
+    for make in (jm.prototypical, lambda *a, **k: jm.prototypical_zero_shot(*a, ENCODER, **k)):
+        learners = [make(ENCODER, temperature=temperature, ways=3) for temperature in (1.0, 0.25)]
+        support = episode.support if make is jm.prototypical else jax.tree.map(lambda leaf: leaf[:3], episode.support)
+        params = started(learners[0], episode._replace(support=support))
+        plain, sharp = (learner.compare(params, support, episode.query.x, KEY).log_kernel for learner in learners)
+        np.testing.assert_allclose(sharp, jax.nn.log_softmax(4 * plain), rtol=1e-9)
+
+
+def test_short_rows_have_a_direction_in_half_precision() -> None:
+    row = jnp.full((1, 64), 0.004, jnp.float16)
+    found = metric.cosine_similarity(row, row)
+    assert found.dtype == jnp.float16
+    assert float(found[0, 0]) == pytest.approx(1, abs=2e-3)
+
+
 def test_pairs_of_one_kind_have_a_finite_loss() -> None:
     """With one pair in all, as with many."""
     for shape in ((1, 1), (2, 3)):
@@ -527,6 +554,14 @@ def test_a_bad_episode_is_named(name: str, method: str) -> None:
         LEARNERS[method].meta_grad(params, spoil(episode), KEY)
 
 
+@pytest.mark.parametrize("method", ["prototypical", "matching_fce", "siamese", "relation"])
+def test_initialising_for_other_ways_is_refused(method: str) -> None:
+    episode = to_float32(episode_of(method))
+    more = episode._replace(support=episode.support._replace(y=episode.support.y.at[0].set(4)))
+    with pytest.raises(ValueError, match=r"ways=3, so support\.y must lie in \[0, 3\), but holds labels 0\.\.4"):
+        LEARNERS[method].init(KEY, more)
+
+
 def test_bad_arguments_are_named() -> None:
     with pytest.raises(
         ValueError, match=r'distance must be "squared_euclidean", "cosine" or a function .* but is .l2.'
@@ -558,6 +593,12 @@ def test_bad_arguments_are_named() -> None:
         ValueError, match=r"l2 names \['conv_9'\], but the layers with kernels are \['alpha', 'dense_0', 'head'\]"
     ):
         jax.eval_shape(jm.siamese(ENCODER, l2={"conv_9": 1.0}).init, KEY, to_float32(vectors()))
+    bare = {"init": lambda key, x: {"w": jnp.eye(5)}, "apply": lambda params, x: x @ params["w"]}
+    with pytest.raises(ValueError, match=r"l2=0\.5 is of weights named kernel, but the encoder has none"):
+        jm.siamese(type("Bare", (), {name: staticmethod(f) for name, f in bare.items()}), l2=0.5).init(KEY, vectors())
+    listed = Batch(jnp.eye(5), LABELS.tolist())  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TypeError, match=r"support\.y must be an array with an example axis, but is \[2, 0"):
+        LEARNERS["matching"].predict({}, listed, jnp.eye(5), KEY)
     episode = tasks.sinusoid(shots=5).sample((), KEY)
     with pytest.raises(TypeError, match=r"support\.y must hold integer class labels"):
         LEARNERS["matching"].predict({}, episode.support, episode.query.x, KEY)

@@ -149,6 +149,12 @@ def test_poolings_over_edges_and_overlaps_are_flaxs(window, strides, padding: st
     np.testing.assert_allclose(ours, gradient, rtol=1e-6)
 
 
+@pytest.mark.parametrize("batch", [(), (2, 3), (0, 2)])
+def test_poolings_take_the_batch_axes_that_flaxs_take(batch: tuple[int, ...]) -> None:
+    x = jax.random.normal(jax.random.key(0), (*batch, 4, 6, 3))
+    np.testing.assert_array_equal(nn.max_pool(x, (2, 2), (2, 2)), fnn.max_pool(x, (2, 2), strides=(2, 2)))
+
+
 @pytest.mark.parametrize("padding", ["VALID", [(-1, 0), (0, 0)], "SAME_LOWER"])
 @pytest.mark.parametrize("size", [2, 5])
 def test_convolutions_at_the_edge_are_those_of_jax(padding, size: int) -> None:
@@ -270,7 +276,10 @@ def test_batch_norm_of_a_constant_channel_is_finite_twice_over() -> None:
         (lambda: nn.Conv4(5).init(jax.random.key(0), jnp.zeros((1, 784))), r"x must hold images .* shape \(1, 784\)"),
         (lambda: nn.Conv4(5).init(jax.random.key(0), jnp.zeros((1, 12, 12, 1))), "at least 16x16"),
         (lambda: nn.max_pool(jnp.zeros((1, 4, 4, 1)), (2, 2), (2, 2), "FULL"), "padding must be"),
-        (lambda: nn.max_pool(jnp.zeros((1, 4, 4, 1)), (2,)), "window_shape and strides want 2 entries"),
+        (
+            lambda: nn.max_pool(jnp.zeros((4, 1)), (2, 2)),
+            "window_shape and strides want one entry for each spatial axis",
+        ),
     ],
 )
 def test_bad_input_is_named(make, message: str) -> None:

@@ -85,9 +85,10 @@ def unit(x: jax.Array) -> jax.Array:
     >>> unit(jnp.array([[-2.0, 0.0], [0.0, 0.0]])).tolist()
     [[-1.0, 0.0], [0.0, 0.0]]
     """
-    squares = jnp.sum(x**2, axis=-1, keepdims=True)
-    positive = squares > float(jnp.finfo(x.dtype).tiny) ** (2 / 3)
-    return jnp.where(positive, x * jax.lax.rsqrt(jnp.where(positive, squares, 1.0)), 0.0)
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))  # in half precision, much would be so short
+    squares = jnp.sum(wide**2, axis=-1, keepdims=True)
+    positive = squares > float(jnp.finfo(wide.dtype).tiny) ** (2 / 3)
+    return jnp.where(positive, wide * jax.lax.rsqrt(jnp.where(positive, squares, 1.0)), 0.0).astype(x.dtype)
 
 
 def cosine_similarity(a: jax.Array, b: jax.Array) -> jax.Array:

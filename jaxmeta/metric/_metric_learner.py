@@ -55,7 +55,11 @@ def metric_learner(
         (_, metrics), grads = jax.value_and_grad(objective, has_aux=True)(params)
         return grads, metrics
 
-    return MetaLearner(init, meta_grad, predict, compare=compare_all)
+    def checked_init(key: jax.Array, episode: Episode) -> Params:
+        check_support(episode.support, ways)
+        return init(key, episode)
+
+    return MetaLearner(checked_init, meta_grad, predict, compare=compare_all)
 
 
 def negative_log_likelihood(
@@ -91,12 +95,12 @@ def count_ways(support: Batch, ways: int | None) -> int:
 
 def check_support(support: Batch, ways: int | None) -> int:
     """Raises if a support set cannot be classified by; the number of classes otherwise."""
-    if not isinstance(support, Batch) or not is_classification(support.y):
-        raise TypeError(
-            "support.y must hold integer class labels [n]: a metric method classifies, and cannot regress, but "
-            f"{'has dtype ' + str(support.y.dtype) if isinstance(support, Batch) else f'support is {support!r}'}"
-        )
     check_batch("support", support, ways)
+    if not is_classification(support.y):
+        raise TypeError(
+            "support.y must hold integer class labels [n]: a metric method classifies, and cannot regress, but has "
+            f"dtype {support.y.dtype}"
+        )
     if not len(support.y):
         raise ValueError("support holds no examples to compare with")
     if ways is None and not isinstance(support.y, Tracer):

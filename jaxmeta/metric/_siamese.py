@@ -54,9 +54,9 @@ def siamese(
 
     Args:
         encoder: the twin h, inputs `[n, ...]` to `[n, d]`, for instance `KochTwin()`.
-        l2: lambda, the weight of the squared norm of the kernels: one number, or one for each layer by name, such as
-            `{"conv_0": 1e-4, "dense": 1e-3, "alpha": 0.0}`, where `"alpha"` is the head's; layers without one have
-            none. Biases have none.
+        l2: lambda, the weight of the squared norm of the weights named kernel: one number, or one for each layer by
+            name, such as `{"conv_0": 1e-4, "dense": 1e-3, "alpha": 0.0}`, where `"alpha"` is the head's; layers without
+            one have none. Biases have none.
         ways: classes in an episode; None for as many as there are support examples. See `prototypical`.
 
     Returns:
@@ -64,7 +64,7 @@ def siamese(
         `loss`, and the one-shot `accuracy`.
 
     Raises:
-        ValueError: `ways` is less than 2, or `l2` is negative, not finite, or names a layer that the encoder lacks.
+        ValueError: `ways` is less than 2, or `l2` is negative, not finite, or for layers that the encoder lacks.
 
     >>> from jaxmeta import metric, tasks
     >>> source = tasks.episodes(tasks.glyphs("train", classes=8), ways=3, shots=1, queries=2)
@@ -174,6 +174,8 @@ def _penalty(params: SiameseParams, l2: float | Mapping[str, float]) -> jax.Arra
         if names[-1] == "kernel":
             seen.add(names[-2])
             total += (l2.get(names[-2], 0.0) if isinstance(l2, Mapping) else l2) * jnp.sum(leaf**2)
+    if not isinstance(l2, Mapping) and l2 and seen == {"alpha"}:
+        raise ValueError(f"l2={l2} is of weights named kernel, but the encoder has none")
     if isinstance(l2, Mapping) and (unknown := sorted(l2.keys() - seen)):
         raise ValueError(f"l2 names {unknown}, but the layers with kernels are {sorted(seen)}")
     return total

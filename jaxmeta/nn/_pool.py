@@ -18,27 +18,31 @@ def max_pool(
     windowed reduction, whose derivatives are slow, serves only where windows overlap or padding is of another kind.
 
     Args:
-        x: `[n, *spatial, channels]`.
+        x: `[..., *spatial, channels]`; as in Flax, the axes before may be none, one or several.
         window_shape: extent of the window along each spatial axis.
         strides: step along each spatial axis; None for 1, as in Flax.
         padding: `"VALID"` drops what does not fill a window, `"SAME"` pads with minus infinity.
 
     Returns:
-        `[n, *pooled, channels]`. Among equal entries the derivative goes to the first, as in the general form.
+        `[..., *pooled, channels]`. Among equal entries the derivative goes to the first, as in the general form.
 
     Raises:
-        ValueError: `window_shape` or `strides` does not have one entry for each spatial axis, or `padding` is unknown.
+        ValueError: `window_shape` has more entries than x has spatial axes, or `strides` another number of them, or
+            `padding` is unknown.
 
     >>> max_pool(jnp.arange(16.0).reshape(1, 4, 4, 1), (2, 2), (2, 2))[0, :, :, 0].tolist()
     [[5.0, 7.0], [13.0, 15.0]]
     """
     window, steps = tuple(window_shape), tuple(strides or (1,) * len(window_shape))
-    spatial = x.shape[1:-1]
-    if len(window) != len(spatial) or len(steps) != len(spatial):
+    if len(window) != len(steps) or x.ndim < len(window) + 1:
         raise ValueError(
-            f"x has shape {x.shape}, so window_shape and strides want {len(spatial)} entries each, "
-            f"but are {window} and {steps}"
+            f"window_shape and strides want one entry for each spatial axis of x, whose shape is {x.shape}, but are "
+            f"{window} and {steps}"
         )
+    batch, spatial = x.shape[: -len(window) - 1], x.shape[-len(window) - 1 : -1]
+    if len(batch) != 1:
+        pooled = max_pool(x.reshape(-1, *x.shape[len(batch) :]), window, steps, padding)
+        return pooled.reshape(*batch, *pooled.shape[1:])
     if isinstance(padding, str) and padding not in ("VALID", "SAME", "SAME_LOWER"):
         raise ValueError(f'padding must be "VALID", "SAME", "SAME_LOWER" or explicit pairs, but is {padding!r}')
     if window != steps or padding not in ("VALID", "SAME"):

@@ -35,12 +35,15 @@ def lake_runs(path: str | Path, *, image_size: int = 105) -> Episode:
     Raises:
         FileNotFoundError: there is no such folder, no run in it, a run without its `class_labels.txt`, or a file that
             a run names is missing.
-        ValueError: a `class_labels.txt` is empty, a line of it is not a pair of images, an image comes twice, runs
-            differ in size, or a file cannot be read as a square image.
+        ValueError: `image_size` is less than 1, a `class_labels.txt` is empty or no text, a line of it does not name
+            a test image and a training image, an image comes twice, runs differ in size, or a file cannot be read as a
+            square image.
 
     References:
         Lake, Salakhutdinov, Tenenbaum 2015, doi:10.1126/science.aab3050.
     """
+    if image_size < 1:
+        raise ValueError(f"image_size must be 1 or more, but is {image_size}")
     root = Path(path)
     folders = sorted(path for path in root.glob("run*") if path.is_dir() and re.fullmatch(r"run\d+", path.name))
     if not folders:
@@ -57,11 +60,14 @@ def lake_runs(path: str | Path, *, image_size: int = 105) -> Episode:
 def _read_run(root: Path, file: Path, image_size: int) -> Episode:
     if not file.is_file():
         raise FileNotFoundError(f"{file} is not there: every run has one, which names its images")
-    pairs = [line.split() for line in file.read_text().splitlines() if line.strip()]
+    try:
+        pairs = [line.split() for line in file.read_text("utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is no text: {error}") from error
     if not pairs:
         raise ValueError(f"{file} is empty: want a test image and its training image in each line")
     for number, pair in enumerate(pairs, 1):
-        if len(pair) != 2:
+        if [Path(name).parent.name for name in pair] != ["test", "training"]:
             raise ValueError(f"{file}, line {number}: want a test image and its training image, but found {pair}")
     classes = sorted(pair[1] for pair in pairs)
     for kind, names in (("training", classes), ("test", [pair[0] for pair in pairs])):

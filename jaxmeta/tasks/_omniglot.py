@@ -8,7 +8,7 @@ Published splits of the characters, by name:
 
 | `split` | train / val / test | rule |
 |---|---|---|
-| `"vinyals"` | 1028 / 172 / 423 | by alphabet: the last 423 are test, five background alphabets are val |
+| `"vinyals"` | 1028 / 172 / 423 | the last 423 are test, by alphabet but for 4 of Gurmukhi; five alphabets are val |
 | `"lake"` | 964 / - / 659 | the official background and evaluation sets |
 | `"maml"` | 1100 / 100 / 423 | random, by a hash of each character's name, so alike on every machine |
 

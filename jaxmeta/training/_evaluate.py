@@ -87,8 +87,8 @@ def evaluate(
 
     Raises:
         ValueError: `episodes` is less than 2, `chunk` less than 1, `query_mode` is unknown, or the source's episodes
-            have no queries.
-        FloatingPointError: the metric of an episode is not finite.
+            have no queries, or labels that the learner has no answer for.
+        FloatingPointError: predictions for an episode, or their metric, are not finite.
 
     >>> import optax
     >>> from jaxmeta import losses, maml, nn, tasks
@@ -134,8 +134,9 @@ def evaluate_runs(
         An `Evaluation`; with n queries a run, the share of right answers among `runs * n` trials is its `mean`.
 
     Raises:
-        ValueError: there are fewer than two runs, or they have no queries, or `query_mode` is unknown.
-        FloatingPointError: the metric of a run is not finite.
+        ValueError: there are fewer than two runs, or they have no queries, or labels that the learner has no answer
+            for, or `query_mode` is unknown.
+        FloatingPointError: predictions for a run, or their metric, are not finite.
 
     >>> from jaxmeta import nn, prototypical, tasks
     >>> letters = tasks.glyphs("test", classes=50, image_size=16)._replace(groups=("one",) * 10)
@@ -169,6 +170,7 @@ def _judge(
     for block, keys in blocks:
         if block.query.x.shape[1] == 0:
             raise ValueError("the episodes have no queries to judge by: give them 1 or more")
+        _check_answers(learner, params, block, keys)
         for leaf in jax.tree.leaves(block):
             digest.update(np.asarray(leaf).tobytes())
         metric = "accuracy" if is_classification(block.query.y) else "mse"
@@ -185,13 +187,25 @@ def _mean_interval(values: np.ndarray) -> tuple[float, float]:
     return float(values.mean()), float(1.96 * values.std(ddof=1) / math.sqrt(len(values)))
 
 
+def _check_answers(learner: MetaLearner, params: Params, block: Episode, keys: jax.Array) -> None:
+    """Raises if an episode has labels beyond the classes that a prediction is among."""
+    if not is_classification(block.query.y):
+        return
+    support, query = jax.tree.map(lambda leaf: leaf[0], block)
+    ways = jax.eval_shape(learner.predict, params, support, query.x, keys[0]).shape[-1]
+    low, high = (int(found) for found in (block.query.y.min(), block.query.y.max()))
+    if low < 0 or high >= ways:
+        raise ValueError(f"the learner chooses among {ways} classes, but the episodes' labels are {low}..{high}")
+
+
 def _check_finite(metric: str, table: np.ndarray) -> None:
     broken = ~np.isfinite(table)
     if broken.any():
         episode, step = np.argwhere(broken)[0]
         raise FloatingPointError(
-            f"{metric} is {table[episode, step]} on episode {episode} after adaptation step {step}: the inner loop "
-            f"diverged on {broken.any(1).sum()} of {len(table)} episodes; try a smaller inner learning rate"
+            f"{metric} is {table[episode, step]} on episode {episode} after adaptation step {step}: what is predicted "
+            f"is not finite on {broken.any(1).sum()} of {len(table)} episodes; an inner loop that diverges wants a "
+            "smaller inner learning rate"
         )
 
 
@@ -208,7 +222,7 @@ def _scores(
 
     def one(params: Params, episode: Episode, key: jax.Array) -> jax.Array:
         path = _predictions(learner, query_mode, params, episode, key)
-        return jax.vmap(lambda predictions: score(predictions, episode.query.y)[1])(path)
+        return jax.vmap(lambda predictions: _score(predictions, episode.query.y))(path)
 
     def share(params: Params, block: Episode, keys: jax.Array) -> jax.Array:
         return jax.lax.map(lambda item: one(params, *item), (block, keys), batch_size=chunk or fitting)
@@ -217,6 +231,15 @@ def _scores(
     specs = (P(), P("tasks"), P("tasks"))
     divided = jax.shard_map(share, mesh=mesh, in_specs=specs, out_specs=P("tasks"), check_vma=False)
     return divided(params, block, keys)
+
+
+def _score(predictions: jax.Array, targets: jax.Array) -> jax.Array:
+    """The metric; NaN where a prediction is no prediction, which `argmax` would take for class 0."""
+    _, found = score(predictions, targets)
+    if not is_classification(targets):
+        return found
+    largest = predictions.max(-1)  # NaN if any is; single classes may have probability 0, and minus infinity
+    return jnp.where(jnp.isfinite(largest).all(), found, jnp.nan)
 
 
 def _predictions(
