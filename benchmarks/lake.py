@@ -21,7 +21,7 @@ import tyro
 
 from jaxmeta import metric, presets, tasks
 from jaxmeta.cli._commands import set_up_jax
-from jaxmeta.training import evaluate_runs, load_params
+from jaxmeta.training import evaluate_runs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,11 +42,7 @@ class Arguments:
 
 def main(arguments: Arguments) -> None:
     set_up_jax()
-    settings = judged_settings(arguments.run_dir)
-    setup = presets.build(settings)
-    episode = setup.train_source.sample(setup.train_source.data, jax.random.key(0))
-    like = jax.eval_shape(setup.learner.init, jax.random.key(0), episode)
-    params, step = load_params(arguments.run_dir, like, setup.optimizer)
+    settings, setup, params, step = presets.load(arguments.run_dir, judged_settings(arguments.run_dir))
     runs, fine = (one_shot_runs(arguments, settings, size) for size in (settings.image_size, 105))
     mode: Any = settings.query_mode
     found = evaluate_runs(setup.test_learner, params, runs, seed=arguments.seed, query_mode=mode)
@@ -70,8 +66,7 @@ def main(arguments: Arguments) -> None:
 
 def judged_settings(run_dir: Path) -> presets.Settings:
     """A run's settings, for 20 ways; refused if what it is judged by may be what it was trained on."""
-    config = json.loads((run_dir / "config.json").read_text())
-    settings = dataclasses.replace(presets.Settings(**config["settings"]), ways=20)
+    settings = dataclasses.replace(presets.settings_of(run_dir), ways=20)
     if (settings.dataset, settings.split) != ("omniglot", "lake"):
         raise ValueError(
             f"{run_dir} was trained on {settings.dataset}, split {settings.split!r}: classes of its training may be "

@@ -14,14 +14,12 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import optax
 
 from jaxmeta import Evaluation, evaluate, maml, presets, tasks
 from jaxmeta.cli._commands import set_up_jax
 from jaxmeta.presets._optimization import model_of
-from jaxmeta.training import load_params
 
 RATES = (0.05, 0.07, 0.1, 0.14, 0.2, 0.28, 0.4, 0.56)
 STEPS = 100  # at most
@@ -32,11 +30,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     given = parser.parse_args()
-    settings = presets.Settings(**json.loads((given.run / "config.json").read_text())["settings"])
-    setup, model = presets.build(settings), model_of(settings, settings.ways)
-    example = jax.eval_shape(setup.train_source.sample, setup.train_source.data, jax.random.key(0))
-    like = jax.eval_shape(setup.learner.init, jax.random.key(0), example)
-    params, step = load_params(given.run, like, setup.optimizer)
+    settings, setup, params, step = presets.load(given.run)
+    model = model_of(settings, settings.ways)
     validation = tasks.episodes(
         tasks.omniglot(settings.split, "val", image_size=settings.image_size, data_dir=settings.data_dir),
         ways=settings.ways,

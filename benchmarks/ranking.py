@@ -22,7 +22,6 @@ from common import minutes, undisturbed_seconds, write
 
 from jaxmeta import evaluate, presets, tasks
 from jaxmeta.cli._commands import set_up_jax
-from jaxmeta.training import load_params
 
 EPISODES, WAYS, SHOTS, QUERIES = 600, 5, 1, 15
 COLUMNS = ("method", "transductive, %", "inductive, %", "classes", "parameters", "training, min", "a task, ms")
@@ -48,22 +47,18 @@ def ranked(runs: list[Path], before: list[dict[str, Any]]) -> list[dict[str, Any
 def judge(run: Path) -> dict[str, Any]:
     """One run's row."""
     config = json.loads((run / "config.json").read_text())
-    if "method" not in config["settings"] or config.get("without"):
-        raise ValueError(
-            f"{run} is no run of `jaxmeta train`, which builds a method as its preset does: want one that is"
-        )
-    settings = presets.Settings(**config["settings"])
+    settings = presets.settings_of(run)
+    if config.get("without"):
+        raise ValueError(f"{run} is of {settings.method} without its {config['without']} level: want the whole method")
     if settings.dataset != "omniglot" or settings.split == "maml":
         raise ValueError(
             f"{run} was trained on {settings.dataset}, split {settings.split!r}: test characters may be among those of "
             "its training; want omniglot with --split vinyals or lake"
         )
-    setup = presets.build(dataclasses.replace(settings, ways=WAYS, train_ways=settings.train_ways or settings.ways))
+    judged = dataclasses.replace(settings, ways=WAYS, train_ways=settings.train_ways or settings.ways)
+    _, setup, params, step = presets.load(run, judged)
     characters = tasks.omniglot("vinyals", "test", image_size=settings.image_size, data_dir=settings.data_dir)
     source = tasks.episodes(characters, ways=WAYS, shots=SHOTS, queries=QUERIES)
-    example = jax.eval_shape(setup.train_source.sample, setup.train_source.data, jax.random.key(0))
-    like = jax.eval_shape(setup.learner.init, jax.random.key(0), example)
-    params, step = load_params(run, like, setup.optimizer)
     found = {
         mode: evaluate(setup.test_learner, params, source, episodes=EPISODES, query_mode=mode).summary()
         for mode in ("transductive", "inductive")
@@ -76,7 +71,7 @@ def judge(run: Path) -> dict[str, Any]:
         "seed": config["fit"]["seed"],
         **found,
         "classes": turns * len(setup.train_source.data[0]),
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(like)),
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
         "trained_on": config["versions"]["backend"],
         "training_seconds": undisturbed_seconds(rows, step, settings.meta_batch),
         "adaptation_ms": adaptation_ms(setup.test_learner.predict, params, source),

@@ -11,7 +11,7 @@ import optax
 import pytest
 from test_tasks import draw_folder
 
-from jaxmeta import adapt, cli, losses, mask_by_path, memory, metric, nn, presets
+from jaxmeta import adapt, cli, evaluate, losses, mask_by_path, memory, metric, nn, presets
 from jaxmeta.cli import _commands
 from jaxmeta.cli._arguments import Train
 from jaxmeta.cli._commands import _train_options, set_up_jax
@@ -46,10 +46,22 @@ def test_without_a_method_it_is_maml_on_sinusoids(sinusoid_run: Path) -> None:
     assert all((sinusoid_run / name).read_bytes().startswith(b"\x89PNG") for name in names if name.endswith(".png"))
 
 
+def test_a_run_is_loaded_in_python(sinusoid_run: Path, tmp_path: Path) -> None:
+    settings, setup, params, step = presets.load(sinusoid_run)
+    assert (settings.method, step) == ("maml", 2000)
+    found = evaluate(setup.test_learner, params, setup.test_source, episodes=20)
+    assert found.mean == pytest.approx(json.loads((sinusoid_run / "result.json").read_text())["mean"], rel=1e-5)
+    (tmp_path / "config.json").write_text(json.dumps({"settings": {"addressing": "lrua"}}))
+    with pytest.raises(ValueError, match="has no settings: the run was not made by jaxmeta train"):
+        presets.load(tmp_path)
+
+
 def test_evaluate_reads_the_run_and_overwrites_nothing(sinusoid_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = json.loads((sinusoid_run / "result.json").read_text())
     assert run("evaluate", sinusoid_run) == 0
     assert f"{before['mean']:.3f}" in capsys.readouterr().out, "the same episodes give the same number"
+    assert run("evaluate", sinusoid_run, "--ways", "7") == 2
+    assert "--ways 7, but sinusoid is a regression, which has no classes" in capsys.readouterr().err
     assert run("evaluate", sinusoid_run, "--inner-steps", "0") == 0
     capsys.readouterr()
     assert run("evaluate", sinusoid_run, "--shots", "20", "--inner-steps", "3", "--episodes", "30") == 0
@@ -336,7 +348,10 @@ def test_help_is_complete(command: tuple[str, ...], capsys: pytest.CaptureFixtur
         ("", "Expected one of {{train, evaluate, compare, taylor, list}}"),
         ("evaluate", "Missing from jaxmeta evaluate: PATH The run's folder."),
         ("evaluate {tmp}/nowhere", "no run at {tmp}/nowhere: want a folder with config.json"),
-        ("train --out {tmp}/full", "run folder {tmp}/full is not empty: resume it, or choose another"),
+        (
+            "train --out {tmp}/full",
+            "run folder {tmp}/full is not empty: continue it with resume (--resume), or choose another",
+        ),
         ("train --out {tmp}/full/file", "run folder {tmp}/full/file is a file"),
         ("train --out /proc/run", "run folder /proc/run cannot be written"),
         ("train --dataset omniglot --data-dir {tmp}/data", "no prepared omniglot below {tmp}/data, and downloading"),

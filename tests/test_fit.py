@@ -126,7 +126,7 @@ def lines(run_dir: Path) -> int:
 def test_a_folder_is_never_overwritten(tmp_path: Path) -> None:
     train(steps=5, run_dir=tmp_path / "run")
     before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
-    with pytest.raises(FileExistsError, match="is not empty: resume it, or choose another"):
+    with pytest.raises(FileExistsError, match="is not empty: continue it with resume"):
         train(steps=5, run_dir=tmp_path / "run")
     with pytest.raises(
         ValueError, match=r"was started with fit.seed=0, which does not match fit.seed=1; resume with the same settings"

@@ -43,8 +43,11 @@ def test_methods_without_a_run_keep_their_rows(tmp_path: Path, monkeypatch: pyte
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"settings": {"addressing": "lrua"}}, "is no run of `jaxmeta train`"),
-        ({"settings": {"method": "metanet", "dataset": "omniglot"}, "without": "task"}, "is no run of `jaxmeta train`"),
+        ({"settings": {"addressing": "lrua"}}, "the run was not made by jaxmeta train"),
+        (
+            {"settings": {"method": "metanet", "dataset": "omniglot"}, "without": "task"},
+            "is of metanet without its task",
+        ),
         (
             {"settings": {"method": "maml", "dataset": "omniglot", "split": "maml"}},
             "want omniglot with --split vinyals",

@@ -20,45 +20,45 @@ class Train:
     """sinusoid, glyphs (synthetic characters, no download), omniglot, or the path of a folder of class folders; a
     quarter of these, drawn at random, is kept for the test episodes."""
     ways: int | None = None
-    """Classes in an episode. Default: 5, or the paper's."""
+    """Classes in an episode. Default: 5, or the preset's."""
     shots: int | None = None
     """Support examples of each class in test episodes; in training too, but for Reptile and sinusoids, which train on
-    numbers of their own. Default: the paper's."""
+    numbers of their own. Default: the preset's."""
     queries: int | None = None
-    """Query examples of each class in test episodes; in training too for MAML and its kin. Default: the paper's."""
+    """Query examples of each class in test episodes; in training too for MAML and its kin. Default: the preset's."""
     train_ways: int | None = None
-    """Classes in a training episode, for methods that learn to compare. Default: the paper's, or all if there are
+    """Classes in a training episode, for methods that learn to compare. Default: the preset's, or all if there are
     fewer."""
     train_shots: int | None = None
-    """Support examples of each class in training. Default: the paper's, or --shots."""
+    """Support examples of each class in training. Default: the preset's, or --shots."""
     train_queries: int | None = None
-    """Query examples of each class in training. Default: the paper's."""
+    """Query examples of each class in training. Default: the preset's."""
     steps: int | None = None
-    """Outer steps. Default: the paper's."""
+    """Outer steps. Default: the preset's."""
     inner_steps: int | None = None
-    """Inner gradient steps in training. Default: the paper's."""
+    """Inner gradient steps in training. Default: the preset's."""
     inner_lr: float | None = None
-    """Inner learning rate, on the mean loss. Default: the paper's."""
+    """Inner learning rate, on the mean loss. Default: the preset's."""
     meta_batch: int | None = None
-    """Episodes in an outer step. Default: the paper's."""
+    """Episodes in an outer step. Default: the preset's."""
     outer_lr: float | None = None
-    """Outer learning rate (Reptile: the first outer step size). Default: the paper's."""
+    """Outer learning rate (Reptile: the first outer step size). Default: the preset's."""
     halve_every: int | None = None
-    """Outer steps after which the outer rate is halved, again and again. Default: the paper's."""
+    """Outer steps after which the outer rate is halved, again and again. Default: the preset's."""
     temperature: float | None = None
     """What distances or cosines are divided by, for methods that compare. Default: the preset's."""
     image_size: int | None = None
-    """Height and width of images in pixels. Default: the paper's."""
+    """Height and width of images in pixels. Default: the preset's."""
     split: Literal["vinyals", "maml", "lake"] | None = None
     """How Omniglot's characters are divided into those of training and of test: vinyals and lake as published, maml at
-    random. Default: the paper's."""
+    random. Default: the preset's."""
     rotations: Literal["none", "classes", "per_class", "per_episode"] | None = None
-    """How images are turned in training and test. Default: the paper's."""
+    """How images are turned in training and test. Default: the preset's."""
     augment: bool | None = None
     """Change training images at random: by small turns and shifts, or by Koch's affine maps for methods that learn to
     compare. Default: True for siamese, and on Omniglot for mann and metanet; False for all else."""
     episodes: int | None = None
-    """Test episodes. Default: the paper's."""
+    """Test episodes. Default: the preset's."""
     query_mode: Literal["transductive", "inductive"] = "transductive"
     """Whether test queries are seen together, or each alone with the support set."""
     seed: int = 0

@@ -92,25 +92,14 @@ def train(command: Train) -> None:
 def evaluate(command: Evaluate) -> None:
     """`jaxmeta evaluate`."""
     set_up_jax()
-    import jax
-
     from jaxmeta import presets
-    from jaxmeta.training import _run, load_params
+    from jaxmeta.training import _run
     from jaxmeta.training import evaluate as judge
 
     config = _run.read_config(command.run_dir)
-    if "settings" not in config:
-        raise ValueError(f"{command.run_dir / 'config.json'} has no settings: the run was not made by jaxmeta train")
-    settings = _evaluate_settings(command, presets.Settings(**config["settings"]))
-    setup = presets.build(settings)
-    if config["source"].get("sha256") != setup.train_source.info.get("sha256"):
-        raise ValueError(
-            f"the images of {settings.dataset} are not those that {command.run_dir} was trained on, and other classes "
-            "may be among those to be judged by"
-        )
-    episode = setup.train_source.sample(setup.train_source.data, jax.random.key(0))
-    like = jax.eval_shape(setup.learner.init, jax.random.key(0), episode)
-    params, step = load_params(command.run_dir, like, setup.optimizer)
+    settings, setup, params, step = presets.load(
+        command.run_dir, _evaluate_settings(command, presets.settings_of(command.run_dir))
+    )
     evaluation = judge(
         setup.test_learner,
         params,
@@ -211,6 +200,8 @@ def _evaluate_settings(command: Evaluate, settings: Any) -> Any:
     from jaxmeta import presets
 
     asked = _given(command, "ways", "shots", "queries", "episodes", "query_mode", "data_dir")
+    if settings.dataset == "sinusoid" and "ways" in asked:
+        raise ValueError(f"--ways {command.ways}, but sinusoid is a regression, which has no classes")
     if command.inner_steps is not None:
         if settings.method == "maml_pp":
             raise ValueError("--inner-steps is not for maml_pp, which takes the steps whose rates it has learned")

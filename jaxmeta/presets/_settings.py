@@ -136,6 +136,6 @@ def check_dataset(dataset: str) -> str:
     if not dataset or not Path(dataset).is_dir():
         raise FileNotFoundError(
             f"dataset {dataset!r} is none of {', '.join(DATASETS)}, "
-            f"and there is no folder at {Path(dataset).absolute() if dataset else dataset!r}"
+            f"and there is no folder at {str(Path(dataset).absolute()) if dataset else ''!r}"
         )
     return str(Path(dataset).absolute())

@@ -73,7 +73,9 @@ def check_free(run_dir: Path, *, resume: bool) -> None:
     if not run_dir.is_dir() or not any(run_dir.iterdir()):
         return
     if not resume:
-        raise FileExistsError(f"run folder {run_dir} is not empty: resume it, or choose another")
+        raise FileExistsError(
+            f"run folder {run_dir} is not empty: continue it with resume (--resume), or choose another"
+        )
     if (run_dir / "result.json").exists() and not (run_dir / "checkpoints").is_dir():
         raise FileExistsError(f"run folder {run_dir} has a result but no checkpoints to resume from; choose another")
 
