@@ -82,7 +82,7 @@ class Descent(NamedTuple):
 
     @property
     def what(self) -> str:
-        return f"5 ways, 1 shot, {self.steps} steps of gradient descent from its initialisation, %"
+        return f"5 ways, 1 shot, gradient descent of {self.steps} steps from its initialisation, %"
 
     def find(self, result: Result) -> tuple[float, float] | None:
         found = result["against_sgd"][f"sgd_of_{self.steps}_steps".replace(" ", "_")]
@@ -90,14 +90,14 @@ class Descent(NamedTuple):
 
 
 class Lead(NamedTuple):
-    """How far the learned optimiser is ahead of that descent, in per cent, over the same episodes."""
+    """How many points the learned optimiser is ahead of that descent, over the same episodes."""
 
     steps: str
     paper: str | None = None
 
     @property
     def what(self) -> str:
-        return f"5 ways, 1 shot, ahead of {self.steps} steps of it by"
+        return f"5 ways, 1 shot, lead over gradient descent of {self.steps} steps, points"
 
     def find(self, result: Result) -> tuple[float, float] | None:
         found = result["against_sgd"][f"sgd_of_{self.steps}_steps".replace(" ", "_")]["lstm_minus_sgd"]
@@ -191,7 +191,6 @@ CELLS = {
         "arXiv:1803.02999, figure 2, without numbers",
         30_000,
     ),
-    # 16,000 of 60,000 steps: the accuracy stands still from about 13,000.
     "maml-omniglot-5w1s": Cell(
         "MAML",
         "Omniglot",
@@ -231,7 +230,8 @@ CELLS = {
         (Accuracy(5, 1, "98.3 ± 0.5"),),
         _REPTILE,
         32 * 60_000,
-        f"{_OWN_SPLIT} Printed there as made by MAML's code with MAML's settings.",
+        f"{_OWN_SPLIT} Still rising when it ended: 96.5 % of the queries of training episodes came out right at 12,800 "
+        "steps, and 97.3 % at 16,000. Printed there as made by MAML's code with MAML's settings.",
     ),
     "fomaml-omniglot-5w5s": Cell(
         "First-order MAML",
@@ -265,9 +265,9 @@ CELLS = {
         ),
         (
             Accuracy(5, 1, "97.68 ± 0.04"),
-            Accuracy(5, 1, "95.39 ± 0.09", "inductive"),
+            Accuracy(5, 1, "95.39", "inductive"),
             Accuracy(5, 5, "99.48 ± 0.06"),
-            Accuracy(5, 5, "98.90 ± 0.10", "inductive"),
+            Accuracy(5, 5, "98.90", "inductive"),
         ),
         _REPTILE,
         5 * 100_000,
@@ -278,7 +278,7 @@ CELLS = {
         "Omniglot",
         "jaxmeta train reptile --dataset omniglot --ways 20 --steps 10000",
         ("jaxmeta evaluate RUN --query-mode inductive",),
-        (Accuracy(20, 1, "89.43 ± 0.14"), Accuracy(20, 1, "88.14 ± 0.15", "inductive")),
+        (Accuracy(20, 1, "89.43 ± 0.14"), Accuracy(20, 1, "88.14", "inductive")),
         _REPTILE,
         5 * 200_000,
         _REPTILES,
@@ -428,6 +428,7 @@ CELLS = {
         None,
         "By the end, 94 % of the queries of training episodes come out right. The LSTM takes 8 steps; gradient descent "
         "has its best rate of eight, or rate and number of steps up to 100, by validation characters. Transductive: "
-        f"batch normalisation sees all five queries. {_TF32} Judged there too; on CPU, as the rest was, 92.80.",
+        f"batch normalisation sees all five queries. {_TF32} The first row was judged there too: "
+        "on CPU, as the others were, it is 92.80.",
     ),
 }

@@ -1,5 +1,6 @@
 """What the benchmarks share: the problems, turns of timing, and the file that results go to."""
 
+import itertools
 import json
 import os
 import platform
@@ -118,6 +119,13 @@ def undisturbed_seconds(history: Sequence[Mapping[str, Any]], steps: int, meta_b
     """Seconds that training takes at the pace of its undisturbed stretches, the 90th percentile of all."""
     paces = sorted(max(row["tasks_per_second"], 0.05) for row in history)  # which are rounded to tenths
     return steps * meta_batch / paces[int(0.9 * (len(paces) - 1))]
+
+
+def wall_seconds(history: Sequence[Mapping[str, Any]], meta_batch: int) -> float:
+    """Seconds that training took, from all rows of its history, which tell their pace."""
+    steps = [0, *(row["step"] for row in history)]
+    lengths = [after - before for before, after in itertools.pairwise(steps)]
+    return sum(meta_batch * n / max(row["tasks_per_second"], 0.05) for n, row in zip(lengths, history, strict=True))
 
 
 def minutes(seconds: float, backend: str) -> str:

@@ -24,7 +24,10 @@ from jaxmeta import evaluate, presets, tasks
 from jaxmeta.cli._commands import set_up_jax
 
 EPISODES, WAYS, SHOTS, QUERIES = 600, 5, 1, 15
-COLUMNS = ("method", "transductive, %", "inductive, %", "classes", "parameters", "training, min", "a task, ms")
+COLUMNS = (
+    *("method", "transductive, %", "inductive, %", "classes", "episodes of training", "parameters", "training, min"),
+    "a task, ms",
+)
 
 
 def main() -> None:
@@ -32,8 +35,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+")
     results = Path(__file__).parent / "results"
-    rows = ranked(parser.parse_args().runs, json.loads((results / "ranking.json").read_text())["rows"])
-    print("\n".join([line(COLUMNS), *(line(cells(row)) for row in rows)]))
+    before = results / "ranking.json"
+    rows = ranked(parser.parse_args().runs, json.loads(before.read_text())["rows"] if before.exists() else [])
+    print("\n".join([line(COLUMNS), *(line(shown(row)) for row in rows)]))
     write("ranking", {"command": "python benchmarks/ranking.py RUN ..", "episodes": EPISODES, "rows": rows})
     draw(rows, results / "ranking.png")
 
@@ -91,10 +95,13 @@ def adaptation_ms(predict: Any, params: Any, source: tasks.Source) -> float:
     return statistics.median(spent[1:])
 
 
-def cells(row: dict[str, Any]) -> tuple[str, ...]:
+def shown(row: dict[str, Any]) -> tuple[str, ...]:
     accuracies = (f"{100 * row[m]['mean']:.2f} ± {100 * row[m]['interval']:.2f}" for m in ("transductive", "inductive"))
+    settings = row["settings"]
+    ways, queries = settings["train_ways"] or settings["ways"], settings["train_queries"]
     numbers = (
         f"{row['classes']:,}",
+        f"{row['step'] * settings['meta_batch']:,} of {ways} ways, {queries} quer{'ies' if queries > 1 else 'y'}",
         f"{row['parameters']:,}",
         minutes(row["training_seconds"], row["trained_on"]),
         f"{row['adaptation_ms']:.2f}",
@@ -103,7 +110,7 @@ def cells(row: dict[str, Any]) -> tuple[str, ...]:
 
 
 def line(words: tuple[str, ...]) -> str:
-    return "".join(f"{word:>18}" if i else f"{word:20}" for i, word in enumerate(words))
+    return "".join(f"{word:>{max(18, len(word) + 2)}}" if i else f"{word:20}" for i, word in enumerate(words))
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:

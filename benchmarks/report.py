@@ -14,11 +14,13 @@ RESULTS = Path(__file__).parent / "results"
 HEAD = """# Reproduction report
 
 Published numbers beside those found here. `python benchmarks/reproduce.py NAME` trains, judges and rebuilds this page;
-`results/NAME.json` has the commands, settings, seed, curve, interval, hash of the test episodes, versions and machine.
+`results/NAME.json` has the commands, settings, seed, curve, interval, hash of the test episodes, versions and machine;
+a commit with a + had changes beside it.
 
-± is the 95 % interval over test episodes, the paper's as it prints it. With several seeds, their median, and each in
-brackets. Budget: tasks seen in training, and their share of the paper's. Minutes: of training on two CPU cores, or
-where it says so on a GPU, at the pace of its undisturbed stretches.
+± is the 95 % interval over test episodes, the paper's where it prints one. With several seeds, their median, and each
+in brackets. Budget: tasks seen in training, and their share of the paper's. Minutes: an estimate of those that training
+takes on two CPU cores, or where it says so on a GPU, at the pace of the fastest tenth of its stretches: most trainings
+shared the machine and took longer.
 """
 
 
@@ -30,7 +32,7 @@ def build() -> str:
         if found[name]:
             lines += [line(cell, row, found[name]) for row in cell.rows]
     lines += ["", "## What differs, and where the numbers are printed", ""]
-    lines += [f"- `{name}`: {cell.source}. {cell.differs}".rstrip() for name, cell in CELLS.items() if found[name]]
+    lines += [f"- `{name}`: {notes(cell, found[name])}" for name, cell in CELLS.items() if found[name]]
     lines += ranked()
     missing = [f"`{name}`" for name in CELLS if not found[name]]
     if missing:
@@ -39,19 +41,28 @@ def build() -> str:
     return "\n".join(lines) + "\n"
 
 
+def notes(cell: Cell, found: list[dict[str, Any]]) -> str:
+    """Where the paper prints it, what differs, and what the results do not tell."""
+    unknown = "" if all(result.get("commits") for result in found) else "The commit was not recorded."
+    return " ".join(part for part in (f"{cell.source}.", cell.differs, unknown) if part)
+
+
 def ranked() -> list[str]:
     """The section on `ranking.py`, if it has run."""
     path = RESULTS / "ranking.json"
     if not path.exists():
         return []
     rows = json.loads(path.read_text())["rows"]
-    columns = ["| " + " | ".join(words) + " |" for words in (ranking.COLUMNS, *map(ranking.cells, rows))]
+    columns = ["| " + " | ".join(words) + " |" for words in (ranking.COLUMNS, *map(ranking.shown, rows))]
     return [
         "",
-        "## All methods on the same episodes",
+        f"## {len(rows)} methods on the same episodes",
         "",
-        "5 ways, 1 shot, 600 episodes of Vinyals' test characters (`python benchmarks/ranking.py RUN ..`). Classes are",
-        "those of training, turns included; a task is one `predict` with 75 queries, on two CPU cores.",
+        "5 ways, 1 shot, 15 queries of each class, 600 episodes of Vinyals' test characters",
+        "(`python benchmarks/ranking.py RUN ..`). Classes are those of training, turns included; a task is one",
+        "`predict` with 75 queries, on two CPU cores. Trainings are those of the table above but for MAML's, which had",
+        "to leave these characters out and is half as long. Networks normalise by the batch at hand, which held as",
+        "many queries of each class in training as the row tells, and holds 15 here.",
         "",
         columns[0],
         "|" + "---|" * len(ranking.COLUMNS),

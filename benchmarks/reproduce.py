@@ -20,6 +20,7 @@ from typing import Any
 
 import tyro
 from cells import CELLS
+from common import wall_seconds
 from report import build
 
 HERE = Path(__file__).parent
@@ -82,6 +83,7 @@ def record(run_dir: Path) -> dict[str, Any]:
         **files,
         "machine": {"cores": os.cpu_count(), "processor": platform.machine(), "python": platform.python_version()},
         **config,
+        "wall_seconds": round(wall_seconds(rows, config["fit"]["meta_batch"])),
         "history": [*rows[: len(rows) - 1 : every], rows[-1]],
     }
 

@@ -27,7 +27,7 @@ def test_a_run_becomes_a_row_and_a_picture(tmp_path: Path, monkeypatch: pytest.M
         assert (found["source"]["ways"], found["source"]["shots"], found["source"]["queries"]) == (5, 1, 15)
     assert row["transductive"]["episode_hash"] == row["inductive"]["episode_hash"]
     assert row["adaptation_ms"] > 0
-    assert len(ranking.cells(row)) == len(ranking.COLUMNS)
+    assert len(ranking.shown(row)) == len(ranking.COLUMNS)
     ranking.draw([row, row], tmp_path / "ranking.png")
     assert (tmp_path / "ranking.png").read_bytes().startswith(b"\x89PNG")
 

@@ -27,6 +27,12 @@ def test_it_is_what_the_results_give() -> None:
     assert (BENCHMARKS / "REPORT.md").read_text() == report.build(), "run: python benchmarks/reproduce.py"
 
 
+def test_the_script_without_names_builds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reproduce, "HERE", tmp_path)
+    reproduce.main(tyro.cli(reproduce.Arguments, args=[]))
+    assert (tmp_path / "REPORT.md").read_text() == report.build()
+
+
 def settings_of(words: list[str]) -> presets.Settings:
     """The settings that `jaxmeta train WORDS` makes."""
     options = tyro.cli(Train, args=words)
@@ -94,6 +100,7 @@ def test_a_record_holds_the_evaluations_of_the_last_step(tmp_path: Path) -> None
     assert [one["mean"] for one in found["evaluations"]] == [0.8]
     assert cells.Accuracy(5, 1, None, "inductive").find(found) == pytest.approx((80, 1))
     assert [found["history"][i]["step"] for i in (0, -1)] == [1, 40], "the curve ends where training ends"
+    assert found["wall_seconds"] == 8, "40 steps of 2 tasks, 10 a second"
     with pytest.raises(ValueError, match="there are 2 evaluations on"):
         cells.Accuracy(5, 1, None, "inductive").find({**found, "evaluations": 2 * found["evaluations"]})
 
