@@ -72,7 +72,7 @@ print(f"first order         {along(first_order):.10f}")
 #
 # `analysis.compare` takes any learners, and tells for one batch of tasks the angle between each one's mean gradient and
 # exact MAML's, the ratio of their norms, and what they cost. Reptile's (θ - W)/α is the sum of its inner gradients, of
-# the support set alone. (iMAML's gradient is that of another inner problem, one tied to θ and solved to its end.)
+# the support set alone. iMAML, whose gradient is that of another inner problem, is not among them.
 
 # %%
 inner = {"inner_optimizer": optax.sgd(0.01), "steps": 5, "loss": losses.mean_squared_error}
