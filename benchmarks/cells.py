@@ -364,7 +364,8 @@ CELLS = {
         "--addressing ntm --steps 30000",
         _NO_PAPER,
         "arXiv:1605.06065 compares it on strings and 15 classes alone",
-        _MANNS,
+        f"{_MANNS} Behind LRUA after as many steps, on characters of training too: there 89.8 % are right at the tenth "
+        "presentation at the end, and still rising.",
     ),
     "mann-omniglot-feedforward": _mann(
         "MANN, LRUA, feed-forward",
