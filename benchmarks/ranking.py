@@ -44,23 +44,26 @@ def main() -> None:
 
 def ranked(runs: list[Path], before: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows of the runs and of all other methods that had one before, the best first."""
-    rows = {row["method"]: row for row in [*before, *map(judge, runs)]}
-    return sorted(rows.values(), key=lambda row: -row["inductive"]["mean"])
+    found = [judge(run) for run in runs]
+    methods = [row["method"] for row in found]
+    if twice := sorted({method for method in methods if methods.count(method) > 1}):
+        raise ValueError(f"a method has one row, but there are several runs of {', '.join(twice)}")
+    kept = [row for row in before if row["method"] not in methods]
+    if other := [row["method"] for row in kept if row["inductive"]["episodes"] != EPISODES]:
+        raise ValueError(f"rows of {', '.join(other)} are not of {EPISODES} episodes: give their runs too")
+    return sorted([*found, *kept], key=lambda row: -row["inductive"]["mean"])
 
 
 def judge(run: Path) -> dict[str, Any]:
     """One run's row."""
     config = json.loads((run / "config.json").read_text())
     settings = presets.settings_of(run)
-    if config.get("without"):
-        raise ValueError(f"{run} is of {settings.method} without its {config['without']} level: want the whole method")
     if settings.dataset != "omniglot" or settings.split == "maml":
         raise ValueError(
             f"{run} was trained on {settings.dataset}, split {settings.split!r}: test characters may be among those of "
             "its training; want omniglot with --split vinyals or lake"
         )
-    judged = dataclasses.replace(settings, ways=WAYS, train_ways=settings.train_ways or settings.ways)
-    _, setup, params, step = presets.load(run, judged)
+    _, setup, params, step = presets.load(run, dataclasses.replace(settings, ways=WAYS))
     characters = tasks.omniglot("vinyals", "test", image_size=settings.image_size, data_dir=settings.data_dir)
     source = tasks.episodes(characters, ways=WAYS, shots=SHOTS, queries=QUERIES)
     found = {

@@ -102,6 +102,18 @@ def test_python_s_numbers_are_parameters_too() -> None:
     assert found.path.tolist() == [0.0, 0.5, 0.75]
 
 
+def test_what_a_mask_keeps_still_need_be_no_array() -> None:
+    params, mask = {"w": 2.0, "power": 3, "act": jnp.tanh}, {"w": True, "power": False, "act": False}
+
+    @jax.jit
+    def adapted(w):
+        loss = lambda p, b: p["act"](p["w"]) ** len(range(p["power"]))  # noqa: E731
+        return adapt(loss, {**params, "w": w}, None, optimizer=optax.sgd(1.0), steps=np.int64(1), mask=mask).params["w"]
+
+    w = np.tanh(2.0)
+    assert float(adapted(2.0)) == pytest.approx(2 - 3 * w**2 * (1 - w**2), rel=1e-5)
+
+
 def test_inside_shard_map_no_inner_gradient_is_summed_over_devices() -> None:
     """Two devices, a task each. JAX sums derivatives for what devices share: such parameters are refused."""
     mesh, targets = jax.sharding.Mesh(jax.devices()[:2], ("tasks",)), jnp.array([[1.0], [-2.0]])
@@ -116,6 +128,11 @@ def test_inside_shard_map_no_inner_gradient_is_summed_over_devices() -> None:
     specs = {"mesh": mesh, "in_specs": (P(), P("tasks")), "out_specs": P("tasks")}
     with pytest.raises(ValueError, match=r"the mesh axes \('tasks',\) and params do not.* check_vma=False"):
         jax.jit(jax.shard_map(adapted, **specs))(jnp.zeros(1), targets)
+    still = jax.shard_map(
+        lambda p, t: adapt(lambda p, t: jnp.sum((p - t) ** 2), p, t[0], optimizer=optax.sgd(0.25), steps=0).params,
+        **{**specs, "out_specs": P()},
+    )
+    np.testing.assert_array_equal(jax.jit(still)(jnp.zeros(1), targets), [0.0])
     for divided in (jax.shard_map(varying, **specs), jax.shard_map(adapted, check_vma=False, **specs)):
         np.testing.assert_allclose(jax.jit(divided)(jnp.zeros(1), targets), 0.75 * targets)
 

@@ -133,22 +133,31 @@ def test_predictions_that_are_none_are_told_and_not_taken_for_class_0() -> None:
         evaluate(wild, params, GLYPHS, episodes=5)
 
 
-@pytest.mark.parametrize("largest", [0.0, jnp.nan, jnp.inf, -jnp.inf])
-def test_only_some_classes_may_be_impossible(largest: float) -> None:
+@pytest.mark.parametrize(
+    ("scores", "answers"),
+    [
+        ((0.0, -jnp.inf, -jnp.inf), True),
+        ((jnp.inf, 0.0, -jnp.inf), True),
+        ((jnp.inf, jnp.inf, 0.0), False),
+        ((-jnp.inf, -jnp.inf, -jnp.inf), False),
+        ((0.0, jnp.nan, 1.0), False),
+    ],
+)
+def test_a_class_may_be_impossible_or_certain_but_there_must_be_an_answer(scores, answers: bool) -> None:
     def predict(params, support: Batch, query_x: jax.Array, key: jax.Array) -> jax.Array:
-        return jnp.full((len(query_x), 5), -jnp.inf).at[:, 0].set(largest)
+        return jnp.tile(jnp.array([*scores, -jnp.inf, -jnp.inf]), (len(query_x), 1))
 
     learner = MetaLearner(lambda key, episode: (), lambda *_: ((), {}), predict)
-    if largest == 0:
+    if answers:
         assert evaluate(learner, (), GLYPHS, episodes=5).mean == pytest.approx(0.2)
         return
-    with pytest.raises(FloatingPointError, match="accuracy is nan on episode 0"):
+    with pytest.raises(FloatingPointError, match="accuracy is nan on episode 0: what is predicted there is no answer"):
         evaluate(learner, (), GLYPHS, episodes=5)
 
 
 def test_labels_that_the_learner_does_not_choose_among_are_refused() -> None:
     narrow = MetaLearner(lambda key, episode: (), lambda *_: ((), {}), lambda p, s, x, k: jnp.zeros((len(x), 3)))
-    with pytest.raises(ValueError, match=r"chooses among 3 classes, but the episodes' labels are 0\.\.4"):
+    with pytest.raises(ValueError, match="chooses among 3 classes, but the episodes have a label of 4"):
         evaluate(narrow, (), GLYPHS, episodes=5)
 
 

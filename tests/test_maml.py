@@ -1,5 +1,7 @@
 """MAML's and FOMAML's gradients against independent oracles."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -29,6 +31,7 @@ from jaxmeta import (
     mask_by_path,
     nn,
 )
+from jaxmeta.inner import check_differentiable
 
 PROBLEMS = {"mlp_mse": (regression_problem, 0.05, 1e-3), "conv4_cross_entropy": (classification_problem, 0.1, 1e-6)}
 
@@ -306,7 +309,7 @@ def test_adam_wants_eps_root_where_a_gradient_is_exactly_zero() -> None:
     functions = {name: staticmethod(getattr(chained, name)) for name in ("init", "update")}
     unhashable = type("Inner", (), {"__hash__": None, **functions})()
     clipped = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1))
-    for inner in (optax.adam(0.1), clipped, chained, unhashable, optax.lars(0.1)):
+    for inner in (optax.adam(0.1), clipped, chained, unhashable):
         with pytest.raises(ValueError, match=r"no finite derivative where gradients are zero.* eps_root=1e-8"):
             jax.jit(lambda p, inner=inner: maml_grad(loss_fn, p, episode, optimizer=inner, steps=2))(params)
         first_order, _ = fomaml_grad(loss_fn, params, episode, optimizer=inner, steps=2)
@@ -326,10 +329,33 @@ def test_an_optimiser_that_cannot_be_differentiated_is_refused_with_a_learned_ra
         maml_grad(loss_fn, jnp.ones(2), episode, optimizer=optax.lbfgs(), steps=2)  # pyright: ignore
 
 
+def test_optimisers_are_asked_at_real_shapes_and_away_from_zero() -> None:
+    ask = functools.partial(check_differentiable, params={"w": jnp.zeros((3, 2)), "b": jnp.zeros(2)})
+    with pytest.raises(ValueError, match=r"gradients are zero and itself is not.* such as optax.lars\(.., eps=1e-8\)"):
+        ask(optax.lars(0.1))
+    ask(optax.lars(0.1, eps=1e-8))
+
+    def standardised(divide):
+        return optax.stateless(lambda updates, _: jax.tree.map(lambda g: (g - g.mean()) * divide(g), updates))
+
+    ask(standardised(lambda g: jax.lax.rsqrt(g.var(ddof=1) + 1e-6)))  # NaN of a single entry, but only there
+    with pytest.raises(ValueError, match="no finite derivative where gradients are zero, and"):
+        ask(standardised(lambda g: 1 / g.std() if g.size > 1 else 1.0))
+
+
 def test_asking_whether_an_optimiser_can_be_differentiated_keeps_nothing_of_a_trace() -> None:
     loss_fn, episode = lambda p, x: jnp.sum((p * x - 1.0) ** 2), Episode(jnp.array([1.0, 0.0]), jnp.ones(2))
     with jax.checking_leaks():
         jax.jit(lambda r: maml_grad(loss_fn, jnp.ones(2), episode, optimizer=optax.sgd(r), steps=2)[0])(0.1)  # pyright: ignore
+
+        def holds(rate):  # in its state alone
+            keeps = optax.GradientTransformation(
+                lambda params: rate, lambda updates, state, params=None: (updates, state)
+            )
+            check_differentiable(keeps, jnp.ones(2))
+            return rate
+
+        jax.jit(holds)(0.1)
 
 
 def test_metrics_come_as_a_dict() -> None:

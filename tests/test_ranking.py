@@ -33,11 +33,17 @@ def test_a_run_becomes_a_row_and_a_picture(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_methods_without_a_run_keep_their_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = [{"method": name, "inductive": {"mean": mean}} for name, mean in (("maml", 0.9), ("mann", 0.5))]
+    means = {"maml": 0.9, "mann": 0.5}
+    before = [{"method": name, "inductive": {"mean": mean, "episodes": 600}} for name, mean in means.items()]
     monkeypatch.setattr(ranking, "judge", lambda run: {"method": "mann", "inductive": {"mean": 0.95}, "run": run})
     again, kept = ranking.ranked([tmp_path], before)
     assert again == {"method": "mann", "inductive": {"mean": 0.95}, "run": tmp_path}
     assert kept == before[0]
+    with pytest.raises(ValueError, match="there are several runs of mann"):
+        ranking.ranked([tmp_path, tmp_path], before)
+    monkeypatch.setattr(ranking, "EPISODES", 1000)
+    with pytest.raises(ValueError, match="rows of maml are not of 1000 episodes: give their runs too"):
+        ranking.ranked([tmp_path], before)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +52,7 @@ def test_methods_without_a_run_keep_their_rows(tmp_path: Path, monkeypatch: pyte
         ({"settings": {"addressing": "lrua"}}, "the run was not made by jaxmeta train"),
         (
             {"settings": {"method": "metanet", "dataset": "omniglot"}, "without": "task"},
-            "is of metanet without its task",
+            "was trained without its task level, which no settings tell",
         ),
         (
             {"settings": {"method": "maml", "dataset": "omniglot", "split": "maml"}},

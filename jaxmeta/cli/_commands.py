@@ -208,8 +208,6 @@ def _evaluate_settings(command: Evaluate, settings: Any) -> Any:
         if not presets.family_of(settings.method).regression:
             raise ValueError(f"--inner-steps is not for {settings.method}, which does not adapt by gradient steps")
         asked["eval_inner_steps"] = command.inner_steps
-    if settings.train_ways is None:
-        asked["train_ways"] = settings.ways  # what the run was trained on
     return dataclasses.replace(settings, **asked)
 
 

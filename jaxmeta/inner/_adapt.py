@@ -14,6 +14,7 @@ not change its value: `hvp`, how the inner gradient is differentiated again, and
 """
 
 import functools
+import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -110,15 +111,17 @@ def adapt(
     """
     check_inner_loop(optimizer, steps)
     check_minibatches(batch, steps, minibatched)
-    params = jax.tree.map(jnp.asarray, params)
+    steps = operator.index(steps)
     adapting, staying = partition(params, mask)
+    adapting = jax.tree.map(jnp.asarray, adapting)
     hvp = hvp or ("forward_over_reverse" if steps > 1 else "reverse_over_reverse")
     optimizer = optax.with_extra_args_support(optimizer)
     state = optimizer.init(adapting) if opt_state is None else opt_state
 
     def objective(adapting: Any, current: Any) -> tuple[jax.Array, Any]:
         loss, aux = split_aux(loss_fn(merge(adapting, staying), current), has_aux)
-        _check_varies_alike(loss, adapting)
+        if steps:
+            _check_varies_alike(loss, adapting)
         return _scalar(loss), aux
 
     def step(carry: tuple[Any, optax.OptState], step_batch: Any) -> tuple[tuple[Any, optax.OptState], Any]:
@@ -160,13 +163,14 @@ def adapt(
 
 def _path(params: Any, moved: Any, staying: Any, steps: int) -> Any:
     """Joins the start to the recorded steps, and repeats what did not adapt: `[steps + 1, ...]`."""
-    stays = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (steps, *leaf.shape)), staying)
+    params = jax.tree.map(jnp.asarray, params)
+    stays = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (steps, *jnp.shape(leaf))), staying)
     return jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest]), params, merge(moved, stays))
 
 
 def check_inner_loop(optimizer: Any, steps: int | None, name: str = "steps", least: int = 0) -> None:
     """Raises if an inner loop could not run: `steps` is too few, or `optimizer` is no Optax transformation."""
-    if steps is not None and (not isinstance(steps, int) or isinstance(steps, bool)):
+    if steps is not None and (not hasattr(steps, "__index__") or isinstance(steps, bool)):
         raise TypeError(f"{name} must be an int, but is {steps!r}")
     if steps is not None and steps < least:
         raise ValueError(f"{name} must be {least} or more, but is {steps}")

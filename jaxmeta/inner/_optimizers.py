@@ -8,8 +8,20 @@ import optax
 from jax.core import Tracer
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
-_FOUND: dict[Any, bool] = {}  # which optimisers can be differentiated, of those asked about lately
+_FOUND: dict[Any, str] = {}  # what is wrong with the optimisers that were asked about lately
 _MOST_FOUND = 128
+_LOOP = (
+    "cannot be differentiated in reverse, because it searches in a loop: take one that does not, such as optax.sgd, or "
+    "a first-order method"
+)
+_NO_SLOPE = (
+    "has no finite derivative where gradients are zero, and meta-gradients would be NaN: give optax.adam and its kin "
+    "eps_root=1e-8 (or 1e-4 with float16, in which 1e-8 is zero), and take jaxmeta.clip_by_global_norm for Optax's"
+)
+_NO_RATIO = (
+    "has no finite derivative where a parameter's gradients are zero and itself is not, and meta-gradients would be "
+    "NaN: it is scaled by the ratio of their sizes, which wants an eps or a min_norm, such as optax.lars(.., eps=1e-8)"
+)
 
 
 def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
@@ -94,46 +106,24 @@ def check_differentiable(optimizer: optax.GradientTransformation, params: Any) -
         ValueError: the derivative is not finite, or the update holds a loop that has none.
     """
     leaves, treedef = jax.tree.flatten(params)
-    full = tuple((jnp.shape(leaf), str(jnp.result_type(leaf))) for leaf in leaves)
-    small = tuple(((1,) * len(shape), dtype) for shape, dtype in full)
-    finite = None
-    for shapes in (small, full):
-        try:
-            finite = _is_differentiable(optimizer, treedef, shapes)
-            break
-        except Exception as error:
-            if "Reverse-mode differentiation does not work" in str(error):
-                raise ValueError(
-                    "the inner optimizer's update cannot be differentiated in reverse, because it searches in a loop: "
-                    "take one that does not, such as optax.sgd, or a first-order method"
-                ) from error
-            # Small arrays may not fit an optimiser; full ones that do not will fail where they are really updated.
-    if finite is False:
-        raise ValueError(
-            "the inner optimizer's update has no finite derivative where gradients are zero, and meta-gradients would "
-            "be NaN: give optax.adam and its kin eps_root=1e-8 (or 1e-4 with float16, in which 1e-8 is zero), and take "
-            "jaxmeta.clip_by_global_norm for Optax's"
-        )
-
-
-def _is_differentiable(optimizer: Any, treedef: Any, shapes: tuple[tuple[Any, str], ...]) -> bool:
-    """`_probe`, remembered but for optimisers with values of a trace in them, which would outlive it."""
-    key = (optimizer, treedef, shapes)
+    key = (optimizer, treedef, tuple((jnp.shape(leaf), str(jnp.result_type(leaf))) for leaf in leaves))
     try:
-        if key in _FOUND:
-            return _FOUND[key]
-    except TypeError:  # one that cannot be hashed
-        return _probe(*key)[0]
-    finite, lasting = _probe(*key)
-    if lasting:
-        if len(_FOUND) >= _MOST_FOUND:
-            _FOUND.clear()
-        _FOUND[key] = finite
-    return finite
+        complaint = _FOUND.get(key)
+    except TypeError:  # an optimiser that cannot be hashed is asked again each time
+        complaint, _ = _probe(*key)
+    else:
+        if complaint is None:
+            complaint, lasting = _probe(*key)
+            if lasting:
+                if len(_FOUND) >= _MOST_FOUND:
+                    _FOUND.clear()
+                _FOUND[key] = complaint
+    if complaint:
+        raise ValueError(f"the inner optimizer's update {complaint}")
 
 
-def _probe(optimizer: Any, treedef: Any, shapes: tuple[tuple[Any, str], ...]) -> tuple[bool, bool]:
-    """Whether derivatives at gradients of zero are finite, and whether all that the optimiser holds is known."""
+def _probe(optimizer: Any, treedef: Any, shapes: tuple[tuple[Any, str], ...]) -> tuple[str, bool]:
+    """What is wrong with an optimiser, or nothing; and whether it may be remembered, holding no values of a trace."""
     update = optax.with_extra_args_support(optimizer).update
 
     def total(grads: Any, params: Any) -> jax.Array:
@@ -141,12 +131,24 @@ def _probe(optimizer: Any, treedef: Any, shapes: tuple[tuple[Any, str], ...]) ->
         updates, _ = update(grads, state, params, value=jnp.zeros(()), grad=grads, value_fn=lambda p: jnp.zeros(()))
         return sum((leaf.astype(float).sum() for leaf in jax.tree.leaves(updates)), jnp.zeros(()))
 
+    def slopes_and_state(grads: Any, params: Any) -> Any:  # the state, so that all that the optimiser holds is seen
+        return jax.grad(total, (0, 1))(grads, params), optimizer.init(params)
+
     with jax.ensure_compile_time_eval():
         zeros, ones = (treedef.unflatten([make(*shape) for shape in shapes]) for make in (jnp.zeros, jnp.ones))
-    traced = jax.make_jaxpr(jax.grad(total, (0, 1)))(zeros, zeros)  # some scale an update by the size of its parameter
+    try:
+        traced = jax.make_jaxpr(slopes_and_state)(zeros, zeros)
+    except Exception as error:
+        if "Reverse-mode differentiation does not work" in str(error):
+            return _LOOP, False
+        return "", False  # it cannot be asked so; if it cannot be used either, that will be told where it is
     unknown = [isinstance(c, Tracer) for c in traced.consts]
     with jax.ensure_compile_time_eval():
         consts = [jnp.full(jnp.shape(c), 0.1, c.dtype) if u else c for c, u in zip(traced.consts, unknown, strict=True)]
-        slopes = jax.jit(jaxpr_as_fun(ClosedJaxpr(traced.jaxpr, consts)))
-        found = [slope for params in (zeros, ones) for slope in slopes(*jax.tree.leaves((zeros, params)))]
-        return all(bool(jnp.isfinite(slope).all()) for slope in found), not any(unknown)
+        run = jax.jit(jaxpr_as_fun(ClosedJaxpr(traced.jaxpr, consts)))
+        found = [run(*jax.tree.leaves((zeros, params))) for params in (zeros, ones)]
+        of_grads, of_params = (
+            all(bool(jnp.isfinite(slope).all()) for outputs in found for slope in outputs[part])
+            for part in (slice(len(shapes)), slice(len(shapes), 2 * len(shapes)))
+        )
+    return ("" if of_grads and of_params else _NO_SLOPE if not of_grads else _NO_RATIO), not any(unknown)

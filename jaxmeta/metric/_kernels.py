@@ -88,7 +88,8 @@ def unit(x: jax.Array) -> jax.Array:
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))  # in half precision, much would be so short
     squares = jnp.sum(wide**2, axis=-1, keepdims=True)
     positive = squares > float(jnp.finfo(wide.dtype).tiny) ** (2 / 3)
-    return jnp.where(positive, wide * jax.lax.rsqrt(jnp.where(positive, squares, 1.0)), 0.0).astype(x.dtype)
+    found = jnp.where(positive, wide * jax.lax.rsqrt(jnp.where(positive, squares, 1.0)), 0.0)
+    return found.astype(x.dtype) if jnp.issubdtype(x.dtype, jnp.inexact) else found
 
 
 def cosine_similarity(a: jax.Array, b: jax.Array) -> jax.Array:

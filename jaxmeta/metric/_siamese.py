@@ -174,7 +174,7 @@ def _penalty(params: SiameseParams, l2: float | Mapping[str, float]) -> jax.Arra
         if names[-1] == "kernel":
             seen.add(names[-2])
             total += (l2.get(names[-2], 0.0) if isinstance(l2, Mapping) else l2) * jnp.sum(leaf**2)
-    if not isinstance(l2, Mapping) and l2 and seen == {"alpha"}:
+    if not isinstance(l2, Mapping) and l2 and seen == {"alpha"} and jax.tree.leaves(params.encoder):
         raise ValueError(f"l2={l2} is of weights named kernel, but the encoder has none")
     if isinstance(l2, Mapping) and (unknown := sorted(l2.keys() - seen)):
         raise ValueError(f"l2 names {unknown}, but the layers with kernels are {sorted(seen)}")

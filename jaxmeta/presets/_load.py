@@ -1,5 +1,6 @@
 """A run of `jaxmeta train`, built again from its folder."""
 
+import dataclasses
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -48,7 +49,8 @@ def load(run_dir: str | os.PathLike[str], settings: Settings | None = None) -> L
     Args:
         run_dir: the run's folder.
         settings: to build it with; None for those it was trained with, `settings_of(run_dir)`. Others may change what
-            does not change its meta-parameters: ways and shots of test episodes, inner steps, where data are.
+            does not change its meta-parameters: shots of test episodes and, for methods that learn to compare, ways;
+            inner steps; where data are.
 
     Raises:
         FileNotFoundError: there is no run, or it has not reached its first checkpoint.
@@ -56,7 +58,10 @@ def load(run_dir: str | os.PathLike[str], settings: Settings | None = None) -> L
             is damaged or does not fit the settings.
     """
     config = read_config(Path(run_dir))
-    settings = settings or _settings(run_dir, config)
+    trained = _settings(run_dir, config)
+    settings = settings or trained
+    if settings.train_ways is None:
+        settings = dataclasses.replace(settings, train_ways=trained.ways)
     setup = build(settings)
     if config["source"].get("sha256") != setup.train_source.info.get("sha256"):
         raise ValueError(
@@ -71,4 +76,6 @@ def load(run_dir: str | os.PathLike[str], settings: Settings | None = None) -> L
 def _settings(run_dir: str | os.PathLike[str], config: dict[str, Any]) -> Settings:
     if "method" not in config.get("settings", {}):
         raise ValueError(f"{Path(run_dir) / 'config.json'} has no settings: the run was not made by jaxmeta train")
+    if config.get("without"):
+        raise ValueError(f"{run_dir} was trained without its {config['without']} level, which no settings tell")
     return Settings(**config["settings"])

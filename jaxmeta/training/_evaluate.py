@@ -88,7 +88,8 @@ def evaluate(
     Raises:
         ValueError: `episodes` is less than 2, `chunk` less than 1, `query_mode` is unknown, or the source's episodes
             have no queries, or labels that the learner has no answer for.
-        FloatingPointError: predictions for an episode, or their metric, are not finite.
+        FloatingPointError: the mean squared error of an episode is not finite, or a query's scores are no answer:
+            NaN, or minus infinity for all classes, or infinity for several.
 
     >>> import optax
     >>> from jaxmeta import losses, maml, nn, tasks
@@ -136,7 +137,7 @@ def evaluate_runs(
     Raises:
         ValueError: there are fewer than two runs, or they have no queries, or labels that the learner has no answer
             for, or `query_mode` is unknown.
-        FloatingPointError: predictions for a run, or their metric, are not finite.
+        FloatingPointError: as `evaluate`.
 
     >>> from jaxmeta import nn, prototypical, tasks
     >>> letters = tasks.glyphs("test", classes=50, image_size=16)._replace(groups=("one",) * 10)
@@ -170,13 +171,13 @@ def _judge(
     for block, keys in blocks:
         if block.query.x.shape[1] == 0:
             raise ValueError("the episodes have no queries to judge by: give them 1 or more")
-        _check_answers(learner, params, block, keys)
+        _check_answers(learner, query_mode, params, block, keys)
         for leaf in jax.tree.leaves(block):
             digest.update(np.asarray(leaf).tobytes())
         metric = "accuracy" if is_classification(block.query.y) else "mse"
         tables.append(np.asarray(_scores(learner, query_mode, chunk, params, block, keys)))
     table = np.concatenate(tables)
-    _check_finite(metric, table)
+    _check_finite(metric, table, learner.predict_path is not None)
     by_step = [_mean_interval(column) for column in table.T] if learner.predict_path is not None else None
     final, found = table[:, -1], digest.hexdigest()
     return Evaluation(metric, *_mean_interval(final), by_step, query_mode, len(table), seed, found, dict(info), final)
@@ -187,25 +188,28 @@ def _mean_interval(values: np.ndarray) -> tuple[float, float]:
     return float(values.mean()), float(1.96 * values.std(ddof=1) / math.sqrt(len(values)))
 
 
-def _check_answers(learner: MetaLearner, params: Params, block: Episode, keys: jax.Array) -> None:
+def _check_answers(
+    learner: MetaLearner, query_mode: QueryMode, params: Params, block: Episode, keys: jax.Array
+) -> None:
     """Raises if an episode has labels beyond the classes that a prediction is among."""
     if not is_classification(block.query.y):
         return
-    support, query = jax.tree.map(lambda leaf: leaf[0], block)
-    ways = jax.eval_shape(learner.predict, params, support, query.x, keys[0]).shape[-1]
-    low, high = (int(found) for found in (block.query.y.min(), block.query.y.max()))
-    if low < 0 or high >= ways:
-        raise ValueError(f"the learner chooses among {ways} classes, but the episodes' labels are {low}..{high}")
+    episode = jax.tree.map(lambda leaf: leaf[0], block)
+    answer = functools.partial(_predictions, learner, query_mode)
+    ways, highest = jax.eval_shape(answer, params, episode, keys[0]).shape[-1], int(block.query.y.max())
+    if highest >= ways:
+        raise ValueError(f"the learner chooses among {ways} classes, but the episodes have a label of {highest}")
 
 
-def _check_finite(metric: str, table: np.ndarray) -> None:
+def _check_finite(metric: str, table: np.ndarray, adapts: bool) -> None:
     broken = ~np.isfinite(table)
     if broken.any():
         episode, step = np.argwhere(broken)[0]
         raise FloatingPointError(
-            f"{metric} is {table[episode, step]} on episode {episode} after adaptation step {step}: what is predicted "
-            f"is not finite on {broken.any(1).sum()} of {len(table)} episodes; an inner loop that diverges wants a "
-            "smaller inner learning rate"
+            f"{metric} is {table[episode, step]} on episode {episode}"
+            f"{f' after adaptation step {step}' if adapts else ''}: what is predicted there is no answer, on "
+            f"{broken.any(1).sum()} of {len(table)} episodes"
+            f"{'; an inner loop that diverges wants a smaller inner learning rate' if adapts else ''}"
         )
 
 
@@ -234,12 +238,13 @@ def _scores(
 
 
 def _score(predictions: jax.Array, targets: jax.Array) -> jax.Array:
-    """The metric; NaN where a prediction is no prediction, which `argmax` would take for class 0."""
+    """The metric; NaN where a prediction is no answer, which `argmax` would take for one class or another."""
     _, found = score(predictions, targets)
     if not is_classification(targets):
         return found
-    largest = predictions.max(-1)  # NaN if any is; single classes may have probability 0, and minus infinity
-    return jnp.where(jnp.isfinite(largest).all(), found, jnp.nan)
+    # A class may be impossible, or certain; but not all of them the one, nor two the other.
+    answers = (predictions.max(-1) > -jnp.inf) & (jnp.isposinf(predictions).sum(-1) <= 1)  # False where any is NaN
+    return jnp.where(answers.all(), found, jnp.nan)
 
 
 def _predictions(
