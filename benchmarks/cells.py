@@ -372,7 +372,8 @@ CELLS = {
         "--controller feedforward --steps 30000",
         _NO_PAPER,
         "arXiv:1605.06065 has it with strings alone",
-        f"{_MANNS} {_STRENGTH} {_HEADS}",
+        f"{_MANNS} {_STRENGTH} {_HEADS} Behind the LSTM as controller after as many steps, on characters of training "
+        "too: there 84.3 % are right at the tenth presentation at the end.",
     ),
     "mann-omniglot-strings": _mann(
         "MANN, LRUA, strings",
