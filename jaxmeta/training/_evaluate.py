@@ -171,11 +171,16 @@ def _judge(
     for block, keys in blocks:
         if block.query.x.shape[1] == 0:
             raise ValueError("the episodes have no queries to judge by: give them 1 or more")
-        _check_answers(learner, query_mode, params, block, keys)
         for leaf in jax.tree.leaves(block):
             digest.update(np.asarray(leaf).tobytes())
         metric = "accuracy" if is_classification(block.query.y) else "mse"
-        tables.append(np.asarray(_scores(learner, query_mode, chunk, params, block, keys)))
+        table, beyond = (np.asarray(found) for found in _scores(learner, query_mode, chunk, params, block, keys))
+        if beyond.any():
+            raise ValueError(
+                f"the learner chooses among {beyond.max()} classes, but the episodes have a label of "
+                f"{int(block.query.y.max())}"
+            )
+        tables.append(table)
     table = np.concatenate(tables)
     _check_finite(metric, table, learner.predict_path is not None)
     by_step = [_mean_interval(column) for column in table.T] if learner.predict_path is not None else None
@@ -186,19 +191,6 @@ def _judge(
 def _mean_interval(values: np.ndarray) -> tuple[float, float]:
     values = values.astype(np.float64)
     return float(values.mean()), float(1.96 * values.std(ddof=1) / math.sqrt(len(values)))
-
-
-def _check_answers(
-    learner: MetaLearner, query_mode: QueryMode, params: Params, block: Episode, keys: jax.Array
-) -> None:
-    """Raises if an episode has labels beyond the classes that a prediction is among."""
-    if not is_classification(block.query.y):
-        return
-    episode = jax.tree.map(lambda leaf: leaf[0], block)
-    answer = functools.partial(_predictions, learner, query_mode)
-    ways, highest = jax.eval_shape(answer, params, episode, keys[0]).shape[-1], int(block.query.y.max())
-    if highest >= ways:
-        raise ValueError(f"the learner chooses among {ways} classes, but the episodes have a label of {highest}")
 
 
 def _check_finite(metric: str, table: np.ndarray, adapts: bool) -> None:
@@ -221,14 +213,18 @@ def _sample(sample: Any, data: Any, keys: jax.Array) -> Episode:
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _scores(
     learner: MetaLearner, query_mode: QueryMode, chunk: int | None, params: Params, block: Episode, keys: jax.Array
-) -> jax.Array:
-    """The metric of each episode after each adaptation step, `[episodes, steps + 1]` (or `[episodes, 1]`)."""
+) -> tuple[jax.Array, jax.Array]:
+    """The metric of each episode after each adaptation step, `[episodes, steps + 1]` (or `[episodes, 1]`).
 
-    def one(params: Params, episode: Episode, key: jax.Array) -> jax.Array:
-        path = _predictions(learner, query_mode, params, episode, key)
-        return jax.vmap(lambda predictions: _score(predictions, episode.query.y))(path)
+    And the number of classes that predictions are among, `[episodes]`, where labels are beyond them; 0 elsewhere.
+    """
 
-    def share(params: Params, block: Episode, keys: jax.Array) -> jax.Array:
+    def one(params: Params, episode: Episode, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        path, targets = _predictions(learner, query_mode, params, episode, key), episode.query.y
+        beyond = is_classification(targets) and path.shape[-1] * (targets.max() >= path.shape[-1])
+        return jax.vmap(lambda predictions: _score(predictions, targets))(path), jnp.asarray(beyond, int)
+
+    def share(params: Params, block: Episode, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
         return jax.lax.map(lambda item: one(params, *item), (block, keys), batch_size=chunk or fitting)
 
     mesh, fitting = divide(len(keys), None, None, one, params, *jax.tree.map(lambda leaf: leaf[0], (block, keys)))
