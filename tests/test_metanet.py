@@ -193,18 +193,20 @@ def test_attention_is_a_distribution_over_the_support_set_and_finds_what_it_hold
     np.testing.assert_array_equal(attention.argmax(1), np.arange(WAYS))
 
 
+@pytest.mark.usefixtures("float64")
 def test_a_support_set_in_numpy_can_be_part_of_a_program() -> None:
-    params, (support, query) = loud(), episode()
+    params, (support, query) = to_float64((loud(), episode()))
     known = jax.tree.map(np.asarray, support)
     found = jax.jit(lambda x: LEARNER.predict(params, known, x, jax.random.key(0)))(query.x)
-    np.testing.assert_allclose(found, predict(params, support, query.x, jax.random.key(0)), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found, predict(params, support, query.x, jax.random.key(0)), rtol=1e-12)
 
 
+@pytest.mark.usefixtures("float64")
 def test_queries_do_not_influence_each_other() -> None:
-    params, (support, query) = loud(), episode()
+    params, (support, query) = to_float64((loud(), episode()))
     together = predict(params, support, query.x, jax.random.key(0))
     alone = predict(params, support, query.x[1:2], jax.random.key(0))
-    np.testing.assert_allclose(together[1:2], alone, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(together[1:2], alone, rtol=1e-12)
 
 
 def test_relabelling_classes_permutes_answers_with_the_heads_columns() -> None:
