@@ -343,6 +343,11 @@ def test_optimisers_are_asked_at_real_shapes_and_away_from_zero() -> None:
         ask(standardised(lambda g: 1 / g.std() if g.size > 1 else 1.0))
 
 
+def test_an_optimiser_that_cannot_be_asked_is_let_through() -> None:
+    plain = lambda updates, state, params=None: (updates, state)  # noqa: E731
+    check_differentiable(optax.GradientTransformation(lambda params: int(params[0]), plain), jnp.ones(2))
+
+
 def test_asking_whether_an_optimiser_can_be_differentiated_keeps_nothing_of_a_trace() -> None:
     loss_fn, episode = lambda p, x: jnp.sum((p * x - 1.0) ** 2), Episode(jnp.array([1.0, 0.0]), jnp.ones(2))
     with jax.checking_leaks():

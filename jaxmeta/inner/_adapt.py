@@ -201,8 +201,7 @@ def split_aux(found: Any, has_aux: bool) -> tuple[Any, Any]:
 
 def _check_varies_alike(loss: Any, params: Any) -> None:
     """Raises if a `jax.shard_map` would sum the gradients over devices."""
-    varying = getattr(jax.typeof(loss), "mat", None) if isinstance(loss, jax.Array) else None
-    axes = varying.varying if varying is not None else frozenset()
+    axes = jax.typeof(loss).mat.varying if isinstance(loss, jax.Array) else frozenset()
     if any(alone := axes - jax.typeof(leaf).mat.varying for leaf in jax.tree.leaves(params)):
         names = tuple(sorted(alone))
         raise ValueError(

@@ -106,24 +106,38 @@ def check_differentiable(optimizer: optax.GradientTransformation, params: Any) -
         ValueError: the derivative is not finite, or the update holds a loop that has none.
     """
     leaves, treedef = jax.tree.flatten(params)
-    key = (optimizer, treedef, tuple((jnp.shape(leaf), str(jnp.result_type(leaf))) for leaf in leaves))
-    try:
-        complaint = _FOUND.get(key)
-    except TypeError:  # an optimiser that cannot be hashed is asked again each time
-        complaint, _ = _probe(*key)
-    else:
-        if complaint is None:
-            complaint, lasting = _probe(*key)
-            if lasting:
-                if len(_FOUND) >= _MOST_FOUND:
-                    _FOUND.clear()
-                _FOUND[key] = complaint
-    if complaint:
+    shapes = tuple((jnp.shape(leaf), str(jnp.result_type(leaf))) for leaf in leaves)
+    if complaint := _complaint(optimizer, treedef, shapes):
         raise ValueError(f"the inner optimizer's update {complaint}")
 
 
-def _probe(optimizer: Any, treedef: Any, shapes: tuple[tuple[Any, str], ...]) -> tuple[str, bool]:
-    """What is wrong with an optimiser, or nothing; and whether it may be remembered, holding no values of a trace."""
+def _complaint(*key: Any) -> str:
+    """`_probe`, remembered but for optimisers that hold values of a trace or cannot be hashed."""
+    try:
+        if key in _FOUND:
+            return _FOUND[key]
+    except TypeError:
+        return _probe(*key)[0]
+    complaint, lasting = _probe(*key)
+    if lasting:
+        if len(_FOUND) >= _MOST_FOUND:
+            _FOUND.clear()
+        _FOUND[key] = complaint
+    return complaint
+
+
+def _probe(*key: Any) -> tuple[str, bool]:
+    """What is wrong with an optimiser, or nothing, and whether all that it holds is known."""
+    try:
+        of_grads, of_params, known = _slopes_are_finite(*key)
+    except Exception as error:
+        # Of one that cannot be asked so nothing is known; if it cannot be used either, that will be told where it is.
+        return (_LOOP if "Reverse-mode differentiation does not work" in str(error) else ""), False
+    return ("" if of_grads and of_params else _NO_SLOPE if not of_grads else _NO_RATIO), known
+
+
+def _slopes_are_finite(optimizer: Any, treedef: Any, shapes: tuple[tuple[Any, str], ...]) -> tuple[bool, bool, bool]:
+    """Of an update at gradients of zero: with respect to them, to parameters, and whether all constants are known."""
     update = optax.with_extra_args_support(optimizer).update
 
     def total(grads: Any, params: Any) -> jax.Array:
@@ -136,12 +150,7 @@ def _probe(optimizer: Any, treedef: Any, shapes: tuple[tuple[Any, str], ...]) ->
 
     with jax.ensure_compile_time_eval():
         zeros, ones = (treedef.unflatten([make(*shape) for shape in shapes]) for make in (jnp.zeros, jnp.ones))
-    try:
-        traced = jax.make_jaxpr(slopes_and_state)(zeros, zeros)
-    except Exception as error:
-        if "Reverse-mode differentiation does not work" in str(error):
-            return _LOOP, False
-        return "", False  # it cannot be asked so; if it cannot be used either, that will be told where it is
+    traced = jax.make_jaxpr(slopes_and_state)(zeros, zeros)
     unknown = [isinstance(c, Tracer) for c in traced.consts]
     with jax.ensure_compile_time_eval():
         consts = [jnp.full(jnp.shape(c), 0.1, c.dtype) if u else c for c, u in zip(traced.consts, unknown, strict=True)]
@@ -151,4 +160,4 @@ def _probe(optimizer: Any, treedef: Any, shapes: tuple[tuple[Any, str], ...]) ->
             all(bool(jnp.isfinite(slope).all()) for outputs in found for slope in outputs[part])
             for part in (slice(len(shapes)), slice(len(shapes), 2 * len(shapes)))
         )
-    return ("" if of_grads and of_params else _NO_SLOPE if not of_grads else _NO_RATIO), not any(unknown)
+    return of_grads, of_params, not any(unknown)
