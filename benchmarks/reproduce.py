@@ -69,6 +69,8 @@ def run(command: str, run_dir: Path) -> None:
 def record(run_dir: Path) -> dict[str, Any]:
     """What a run folder holds."""
     files = {path.stem: json.loads(path.read_text()) for path in sorted(run_dir.glob("*.json"))}
+    for file in files.values():
+        file.pop("values", None)  # of single episodes
     config = files.pop("config")
     evaluations = [files.pop(name) for name in list(files) if name.startswith("evaluation-")]
     steps, seed = config["fit"]["steps"], config["fit"]["seed"]

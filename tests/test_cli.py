@@ -1,6 +1,8 @@
 """The command line: it runs from train to evaluate, and bad input is one line and an exit code."""
 
+import contextlib
 import dataclasses
+import io
 import json
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import optax
 import pytest
 from test_tasks import draw_folder
 
+import jaxmeta
 from jaxmeta import adapt, cli, evaluate, losses, mask_by_path, memory, metric, nn, presets
 from jaxmeta.cli import _commands
 from jaxmeta.cli._arguments import Train
@@ -24,8 +27,17 @@ def run(*words: str) -> int:
 @pytest.fixture(scope="module")
 def sinusoid_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "sinusoid"
-    assert run("train", "--steps", "2000", "--meta-batch", "4", "--episodes", "20", "--out", out) == 0
+    words = ("--steps", "2000", "--meta-batch", "4", "--episodes", "20", "--out", out, "--resume")
+    with contextlib.redirect_stderr(io.StringIO()) as told:
+        assert run("train", *words) == 0
+    assert f"{out} has no checkpoint to resume from: training starts at step 0" in told.getvalue()
     return out
+
+
+def test_its_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        run("--version")
+    assert (stop.value.code, capsys.readouterr().out) == (0, f"jaxmeta {jaxmeta.__version__}\n")
 
 
 def test_without_a_method_it_is_maml_on_sinusoids(sinusoid_run: Path) -> None:
@@ -72,13 +84,17 @@ def test_evaluate_reads_the_run_and_overwrites_nothing(sinusoid_run: Path, capsy
     written = [json.loads(path.read_text()) for path in sinusoid_run.glob("evaluation-*.json")]
     assert sorted((result["episodes"], result["inner_steps"]) for result in written) == [(20, 0), (20, 10), (30, 3)]
     assert all(result["step"] == 2000 for result in written)
+    for result in (before, *written):
+        assert len(result["values"]) == result["episodes"]
+        assert np.mean(result["values"]) == pytest.approx(result["mean"], abs=1e-5)
 
 
-def test_a_finished_run_resumes_to_its_result(sinusoid_run: Path) -> None:
+def test_a_finished_run_resumes_to_its_result(sinusoid_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (sinusoid_run / "metrics.jsonl").read_bytes()
     words = ("--steps", "2000", "--meta-batch", "4", "--episodes", "20", "--out", str(sinusoid_run), "--resume")
     assert run("train", *words) == 0
     assert (sinusoid_run / "metrics.jsonl").read_bytes() == before
+    assert "no checkpoint" not in capsys.readouterr().err
 
 
 # One of each kind; `test_every_preset_starts` has all.
@@ -121,6 +137,17 @@ def test_every_preset_starts(method: str, dataset: str) -> None:
     support, query = setup.test_source.sample(setup.test_source.data, jax.random.key(0))
     found = jax.eval_shape(setup.test_learner.predict, params, support, query.x, jax.random.key(2))
     assert found.shape[0] == len(query.x)
+
+
+def test_metanet_s_preset_is_as_the_table_of_results_says() -> None:
+    """32 channels, five queries of each class, and training episodes of as many shots as those of the test."""
+    preset = presets.settings("metanet", "omniglot")
+    assert (preset.train_shots, preset.train_queries) == (1, 5)
+    assert presets.settings("metanet", "omniglot", shots=5).train_shots == 5
+    setup = presets.build(presets.settings("metanet", "glyphs"))
+    episode = setup.train_source.sample(setup.train_source.data, jax.random.key(0))
+    params = jax.eval_shape(setup.learner.init, jax.random.key(1), episode)
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 81_860
 
 
 @pytest.mark.parametrize("method", ["siamese", "mann", "metanet", "prototypical", "maml"])

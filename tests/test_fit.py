@@ -16,6 +16,7 @@ from helpers import assert_trees_close, assert_trees_equal, to_float64
 
 from jaxmeta import Episode, MetaLearner, batch_meta_grad, fit, losses, maml, nn, tasks
 from jaxmeta.training import load_params
+from jaxmeta.training._interrupt import held_interrupt
 
 LEARNER = maml(nn.MLP((8,), 1, activation=jnp.tanh), inner_optimizer=optax.sgd(0.02), loss=losses.mean_squared_error)
 SOURCE = tasks.sinusoid(shots=5)
@@ -214,6 +215,60 @@ def test_steps_that_are_no_multiple_of_the_window(tmp_path: Path) -> None:
     result = train(steps=7, run_dir=tmp_path)
     assert [row["step"] for row in result.history] == [5, 7]
     assert load_params(tmp_path, result.params, OPTIMIZER)[1] == 7
+
+
+INTERRUPTED = KILLED.replace("checkpoint_every=5", "checkpoint_every=300")
+
+
+def test_ctrl_c_saves_what_was_done(tmp_path: Path) -> None:
+    """Between checkpoints, which the run would else go back to; then it is let finish."""
+    run_dir = tmp_path / "interrupted"
+    words = [sys.executable, "-c", INTERRUPTED, str(Path(__file__).parent), str(run_dir)]
+    process = subprocess.Popen(words, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 120
+    while lines(run_dir) < 3 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate()
+    assert process.returncode == -signal.SIGINT, errors.decode()
+    assert "interrupted: stopping after these steps, to save them" in errors.decode()
+    (saved,) = (int(path.name) for path in (run_dir / "checkpoints").iterdir())
+    assert saved == 5 * lines(run_dir) < 300
+    result = train(steps=300, checkpoint_every=300, run_dir=run_dir, resume=True)
+    assert_trees_equal(result.params, train(steps=300).params)
+
+
+def test_a_second_ctrl_c_stops_at_once_and_the_first_is_held_no_longer_than_training() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with held_interrupt() as interrupted:
+            assert not interrupted()
+            signal.raise_signal(signal.SIGINT)
+            assert interrupted()
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # another's choice stays
+        with held_interrupt() as interrupted:
+            signal.raise_signal(signal.SIGINT)
+            assert not interrupted()
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ((LEARNER.meta_grad, SOURCE, OPTIMIZER), "learner must be a MetaLearner, but is <function"),
+        ((LEARNER, SOURCE.sample, OPTIMIZER), r"source must be a tasks.Source\(sample, data, info\), but is <function"),
+        ((LEARNER, SOURCE, 1e-3), "optimizer must be an Optax transformation, .* but is 0.001"),
+    ],
+)
+def test_parts_that_are_none_are_named(parts, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        fit(*parts, steps=1)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import io
 import re
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 from typing import Annotated
 
 import tyro
@@ -50,6 +51,9 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def _parse(args: Sequence[str] | None) -> Train | Evaluate | Compare | Taylor | List:
     """Parses the command line; a mistake in it is a `ValueError` of one line."""
+    if (sys.argv[1:] if args is None else list(args)) == ["--version"]:
+        print(f"jaxmeta {version('jaxmeta')}")
+        raise SystemExit(0)
     mistakes = io.StringIO()
     try:
         with contextlib.redirect_stderr(mistakes):

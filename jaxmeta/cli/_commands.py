@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import math
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,8 @@ def train(command: Train) -> None:
     settings = dataclasses.replace(preset, query_mode=command.query_mode, **_train_options(command))
     run_dir = command.out or Path("runs") / f"{settings.method}-{Path(settings.dataset).name}-seed{command.seed}"
     _run.check_free(run_dir, resume=command.resume)
+    if command.resume and not any((run_dir / "checkpoints").glob("[0-9]*")):
+        print(f"jaxmeta: {run_dir} has no checkpoint to resume from: training starts at step 0", file=sys.stderr)
     setup = presets.build(settings)
     used = setup.train_source.info.get("ways")
     if command.train_ways not in (None, used):
@@ -73,7 +76,7 @@ def train(command: Train) -> None:
         seed=command.seed,
         query_mode=command.query_mode,
     )
-    _run.write_json(run_dir / "result.json", {"step": settings.steps, **evaluation.summary()})
+    _run.write_json(run_dir / "result.json", {"step": settings.steps, **_judged(evaluation)})
     if result.history:
         _plots.plot_history(run_dir / "training.png", result.history)
     _plots.plot_steps(run_dir / "adaptation.png", evaluation)
@@ -109,7 +112,7 @@ def evaluate(command: Evaluate) -> None:
         query_mode=settings.query_mode,  # pyright: ignore[reportArgumentType]
     )
     inner_steps = settings.eval_inner_steps if setup.learner.predict_path is not None else None
-    found = {"step": step, "inner_steps": inner_steps, **evaluation.summary()}
+    found = {"step": step, "inner_steps": inner_steps, **_judged(evaluation)}
     inner = "" if inner_steps is None else f"-inner{inner_steps}"
     name = f"evaluation-step{step}{inner}-{evaluation.query_mode}-{evaluation.episode_hash[:12]}.json"
     _run.write_json(command.run_dir / name, found)
@@ -237,6 +240,11 @@ def list_presets() -> None:
             refused = presets.family_of(method).refused(method)
             steps, rate = ("-" if n in refused else f"{getattr(s, n):g}" for n in ("inner_steps", "inner_lr"))
             print(f"{method:19}{dataset:10}{s.steps:>9}{s.meta_batch:>7}{steps:>13}{rate:>12}{s.outer_lr:>12g}")
+
+
+def _judged(evaluation: Any) -> dict[str, Any]:
+    """An evaluation with each episode's value, to compare runs episode by episode."""
+    return {**evaluation.summary(), "values": [round(float(value), 6) for value in evaluation.values]}
 
 
 def _table(method: str, dataset: str, evaluation: Any) -> str:

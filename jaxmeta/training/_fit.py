@@ -25,6 +25,7 @@ from jaxmeta.learner import MetaLearner, Params, descended, outer_step
 from jaxmeta.meta_batch import batch_meta_grad, divide
 from jaxmeta.tasks import Source
 from jaxmeta.training import _run
+from jaxmeta.training._interrupt import held_interrupt
 from jaxmeta.training._run import TrainState
 
 
@@ -74,11 +75,11 @@ def fit(
         seed: of initialisation and training.
         params: meta-parameters to start from; None for the learner's own initialisation.
         run_dir: folder for configuration, metrics and checkpoints; None to keep nothing.
-        resume: continue the run in `run_dir` if there is one.
+        resume: continue the run in `run_dir` from its newest checkpoint; from the start where there is none yet.
         config: more to record in `config.json`, JSON-able; a resumed run must bring the same.
         log_every: outer steps in one dispatch, and in one line of metrics.
         checkpoint_every: outer steps between checkpoints, a multiple of `log_every`. The last step is always
-            saved.
+            saved, and Ctrl-C saves the steps of the dispatch that it falls into; a second Ctrl-C does not wait for it.
         chunk: tasks that a device maps at once; see `batch_meta_grad`.
         devices: how many devices to divide the meta-batch among; see `batch_meta_grad`.
         progress: show a progress bar on standard error.
@@ -90,7 +91,9 @@ def fit(
         FileExistsError: `run_dir` is not empty and `resume` is False.
         FloatingPointError: a metric, the meta-gradient or a meta-parameter is not finite. Checkpoints before that
             step stay.
-        ValueError: a number is out of range, a resumed run brings another configuration, or there is nothing to resume.
+        KeyboardInterrupt: after Ctrl-C, once what was done is saved.
+        TypeError: `learner`, `source` or `optimizer` is none.
+        ValueError: a number is out of range, a resumed run brings another configuration, or `resume` has no `run_dir`.
 
     >>> from jaxmeta import losses, maml, nn, tasks
     >>> learner = maml(nn.MLP((4,), 1), inner_optimizer=optax.sgd(0.01), loss=losses.mean_squared_error)
@@ -98,6 +101,7 @@ def fit(
     >>> [row["step"] for row in result.history]
     [2, 4]
     """
+    _check_parts(learner, source, optimizer)
     _check(steps, meta_batch, log_every, checkpoint_every if run_dir is not None else log_every)
     if resume and run_dir is None:
         raise ValueError("resume=True wants the run_dir to resume from, but it is None")
@@ -122,14 +126,17 @@ def fit(
     asked = {"steps": steps, "meta_batch": meta_batch, "seed": seed, "log_every": log_every, "chunk": chunk}
     asked["devices"] = mesh.size  # a sum over devices has its own order, and so its own last bits
     _run.start_run(run_dir, {**(config or {}), "fit": asked, "source": dict(source.info)}, resume=resume)
-    with _run.checkpointer(run_dir, training=True) as saver:
+    with _run.checkpointer(run_dir, training=True) as saver, held_interrupt() as interrupted:
         start, state = _run.load_latest(saver, state) or (0, state)
         history = _run.read_metrics(run_dir, until=start)
 
         def keep(step: int, state: TrainState, row: dict[str, Any]) -> None:
             _run.append_metrics(run_dir, row)
-            if step % checkpoint_every == 0 or step == steps:
+            stop = interrupted()
+            if stop or step % checkpoint_every == 0 or step == steps:
                 saver.save(step, state)
+            if stop:
+                raise KeyboardInterrupt
 
         return run(place(state), start, history, keep)
 
@@ -228,6 +235,17 @@ def _check_finite(metrics: dict[str, np.ndarray], first: int) -> None:
             f"outer step {first + offset + 1}: {names}. Try a smaller inner or outer learning rate; an inner "
             "optax.adam wants eps_root=1e-8 to be differentiated"
         )
+
+
+def _check_parts(learner: Any, source: Any, optimizer: Any) -> None:
+    wanted = {
+        "learner": (learner, ("init", "meta_grad", "predict"), "a MetaLearner"),
+        "source": (source, ("sample",), "a tasks.Source(sample, data, info)"),
+        "optimizer": (optimizer, ("init", "update"), "an Optax transformation, such as optax.adam(1e-3)"),
+    }
+    for name, (given, parts, kind) in wanted.items():
+        if not all(callable(getattr(given, part, None)) for part in parts):
+            raise TypeError(f"{name} must be {kind}, but is {given!r}")
 
 
 def _check(steps: int, meta_batch: int, log_every: int, checkpoint_every: int) -> None:

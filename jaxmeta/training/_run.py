@@ -190,7 +190,8 @@ def load_latest(saver: Any, like: TrainState) -> tuple[int, TrainState] | None:
     except Exception as error:  # Orbax raises many kinds, with the whole tree in the message
         raise ValueError(
             f"checkpoint {step} in {saver.directory} cannot be read as this learner's state "
-            f"({type(error).__name__}): it is damaged, or of another model; without it, an earlier one is used"
+            f"({type(error).__name__}): it is damaged, or of another model; once its folder is taken away, an earlier "
+            "one is used, where there is one"
         ) from error
 
 
