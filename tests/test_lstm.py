@@ -182,9 +182,28 @@ def test_gates_start_near_one_and_near_zero() -> None:
     params = learner.init(jax.random.key(0), episode())
     assert 4 <= float(params.forget.bias) <= 5
     assert -5 <= float(params.input.bias) <= -4
-    assert float(jnp.abs(params.layer.kernel).max()) <= 0.01
+    for kernel in (params.layer.kernel, params.forget.kernel, params.input.kernel):
+        assert 0.002 < float(jnp.abs(kernel).max()) <= 0.01
+    wide = lstm_meta_learner(nn.MLP((4,), WAYS), steps=2).init(jax.random.key(0), episode())
+    assert float(wide.layer.kernel.std()) == pytest.approx(0.01 / 3**0.5, rel=0.05)
     assert params.layer.kernel.shape == (4 + HIDDEN, 4 * HIDDEN)
     assert params.forget.kernel.shape == (HIDDEN + 2,)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.float32, jnp.float64])
+@pytest.mark.usefixtures("float64")
+def test_weights_of_any_precision_are_adapted_in_their_own(dtype: Any) -> None:
+    """Under `jax_enable_x64`, Flax's weights are in single precision, and what is drawn by default is not."""
+    learner = lstm_meta_learner(nn.MLP((4,), WAYS), hidden=HIDDEN, steps=2)
+    own = to_float64(episode())
+    params = learner.init(jax.random.key(0), own)
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.float32)}
+    params = params._replace(start=jax.tree.map(lambda leaf: leaf.astype(dtype), params.start))
+    grads, metrics = jax.jit(learner.meta_grad)(params, own, jax.random.key(1))
+    assert [leaf.dtype for leaf in jax.tree.leaves(grads)] == [leaf.dtype for leaf in jax.tree.leaves(params)]
+    exact, expected = jax.jit(learner.meta_grad)(to_float64(params), own, jax.random.key(1))
+    assert float(metrics["loss"]) == pytest.approx(float(expected["loss"]), rel=1e-2 if dtype == jnp.float16 else 1e-6)
+    assert inner_product(to_float64(grads), exact) == pytest.approx(inner_product(exact, exact), rel=1e-2)
 
 
 def test_relabelling_classes_permutes_answers_with_the_head_s_columns() -> None:
@@ -209,7 +228,9 @@ def test_relabelling_classes_permutes_answers_with_the_head_s_columns() -> None:
         ({"steps": -1}, "steps must be 0 or more, but is -1"),
         ({"eval_steps": -1}, "eval_steps must be 0 or more, but is -1"),
         ({"hidden": 0}, "hidden must be 1 or more, but is 0"),
-        ({"forget_bias": (5.0, 4.0)}, r"forget_bias must be a range \(low, high\), but is \(5.0, 4.0\)"),
+        ({"forget_bias": (5.0, 4.0)}, r"forget_bias must be a range \(low, high\) .* but is \(5.0, 4.0\)"),
+        ({"forget_bias": (4.0, np.inf)}, r"forget_bias must be a range .* of finite numbers, but is \(4.0, inf\)"),
+        ({"input_bias": -4.0}, r"input_bias must be a range \(low, high\) of finite numbers, but is -4.0"),
         ({"feedback": "both"}, "feedback must be one of .* but is 'both'"),
         ({"gradient_scale": 0.0}, "gradient_scale must be positive and finite, but is 0.0"),
     ],

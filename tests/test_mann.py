@@ -114,6 +114,15 @@ def test_shifts_and_sharpening_move_and_sharpen() -> None:
     )
 
 
+def test_rows_of_zeros_are_finite_in_half_precision() -> None:
+    one = jnp.ones(1, jnp.float16)
+    heads = memory.NTMHeads(jnp.ones((1, 2), jnp.float16), one, 0 * one, jnp.eye(3, dtype=jnp.float16)[1:2], one)
+    rows = jnp.zeros((3, 2), jnp.float16)
+    assert not memory.cosine(heads.key, rows).any()
+    grads = jax.grad(lambda *at: memory.address(*at, heads)[0, 0], (0, 1))(jnp.eye(3, dtype=jnp.float16)[:1], rows)
+    assert all(np.isfinite(leaf).all() for leaf in grads)
+
+
 @pytest.mark.parametrize("slots", [3, 128])
 def test_sharpening_is_finite_where_powers_are_too_small_for_a_float(slots: int) -> None:
     one = jnp.ones(1)
@@ -231,6 +240,7 @@ def test_weights_of_inputs_start_as_wide_as_is_said() -> None:
     assert float(narrow["input"]["kernel"].std()) == pytest.approx(400**-0.5, rel=0.01)
     np.testing.assert_allclose(wide["input"]["kernel"], 4 * narrow["input"]["kernel"], rtol=1e-5)
     np.testing.assert_array_equal(wide["label"]["kernel"], narrow["label"]["kernel"])
+    np.testing.assert_array_equal(narrow["input"]["bias"], np.repeat([1.0, 0.0], [200, 600]), "forget gates, the rest")
     episode = Episode(*[Batch(jnp.ones((5, 20, 20, 1)), jnp.arange(5))] * 2)
     preset = presets.build(presets.settings("mann", "glyphs")).learner.init(jax.random.key(0), episode)
     assert float(preset["params"]["input"]["kernel"].std()) == pytest.approx(4 / 20, rel=0.01)
@@ -295,10 +305,10 @@ def test_labels_come_one_step_late_and_no_answer_sees_its_own() -> None:
 
 
 def test_strings_are_distinct_fresh_and_right_only_if_all_letters_are() -> None:
-    spelled = words("strings", 15, jax.random.key(0))
-    assert spelled.letters.shape == (15, 5)
-    assert len({tuple(row) for row in np.asarray(spelled.letters).tolist()}) == 15
-    assert not np.array_equal(spelled.letters, words("strings", 15, jax.random.key(1)).letters)
+    spelled = words("strings", 1000, jax.random.key(0))  # drawn with replacement, some 150 would come up again
+    assert spelled.letters.shape == (1000, 5)
+    assert len({tuple(row) for row in np.asarray(spelled.letters).tolist()}) == 1000
+    assert not np.array_equal(spelled.letters, words("strings", 1000, jax.random.key(1)).letters)
     labels = jnp.array([3, 8])
     outputs = 5.0 * spelled.write(labels)
     assert outputs.shape == (2, 25)
@@ -306,6 +316,27 @@ def test_strings_are_distinct_fresh_and_right_only_if_all_letters_are() -> None:
     np.testing.assert_array_equal(spelled.class_scores(outputs).argmax(1), labels)
     one_wrong = outputs.at[0, :5].set(jnp.roll(outputs[0, :5], 1))
     np.testing.assert_array_equal(spelled.right(one_wrong, labels), [False, True])
+
+
+def test_an_episode_of_strings_has_words_of_its_own() -> None:
+    """From the same weights, on the same examples in the same order, other words make other answers and losses."""
+    episode, model = small_episode(), MANN(**SMALL)
+    learner = mann(model, ways=WAYS, code="strings")
+    params = learner.init(jax.random.key(0), episode)
+    blank = jax.tree.map(jnp.zeros_like, params)
+    _, metrics = learner.meta_grad(blank, episode, jax.random.key(1))
+    assert float(metrics["loss"]) == pytest.approx(5 * np.log(5), rel=1e-6), "five letters, each guessed"
+
+    # The order of a support set of one example is always the same, and so is that of examples that are all alike.
+    alike = Batch(jnp.ones((WAYS, 5)), jnp.arange(WAYS))
+    losses = [
+        float(memory.read_episode(model, params, alike, jax.random.key(i), ways=WAYS, code="strings").loss)
+        for i in range(4)
+    ]
+    assert len(set(losses)) == 4
+    answers = [np.asarray(learner.predict(params, alike, alike.x[:1], jax.random.key(i))) for i in range(4)]
+    sums = [float(np.exp(found).sum()) for found in answers]  # of the words' probabilities, whichever class has which
+    assert len(set(sums)) == 4
 
 
 def test_the_loss_is_a_cross_entropy_of_outputs_as_they_are() -> None:
@@ -440,7 +471,12 @@ def test_memory_is_empty_at_the_start_of_every_episode() -> None:
             ValueError,
             r"batch.y must lie in \[0, 2\), but holds labels 0..2",
         ),
-        (lambda e: mann(MANN(**SMALL), ways=2).predict({}, *e, jax.random.key(0)), ValueError, r"batch.y must lie in"),
+        (lambda e: mann(MANN(**SMALL), ways=2).predict({}, *e, jax.random.key(0)), ValueError, "support.y must lie in"),
+        (
+            lambda e: mann(MANN(**SMALL), ways=4).predict({}, *e, jax.random.key(0)),
+            ValueError,
+            "ways=4, but the support set has 3 distinct labels",
+        ),
         (lambda e: mann(MANN(**SMALL), ways=2).init(jax.random.key(0), e), ValueError, r"support.y must lie in \[0, 2"),
         (
             lambda e: memory.read_episode(
@@ -468,6 +504,72 @@ def test_bad_input_is_named(call: Any, error: type[Exception], message: str) -> 
         call(small_episode())
 
 
+BEFORE = memory.LRUAState(jnp.ones((3, 2)), jnp.ones(3), jnp.ones((2, 3)))
+ONE = jnp.ones(2)
+HEADS = memory.NTMHeads(jnp.ones((2, 2)), ONE, ONE, jnp.ones((2, 3)), ONE)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: memory.lrua_step(BEFORE, jnp.ones((1, 2)), ONE, decay=0.9), r"keys must have shape \[2, 2\]"),
+        (lambda: memory.lrua_step(BEFORE, jnp.ones((2, 3)), ONE, decay=0.9), r"keys must have .* but has \[2, 3\]"),
+        (lambda: memory.lrua_step(BEFORE, jnp.ones((2, 2)), ONE[:1], decay=0.9), r"gates must have shape \[2\]"),
+        (
+            lambda: memory.lrua_step(BEFORE, jnp.ones((2, 2)), ONE, decay=0.9, written=jnp.ones((3, 2))),
+            r"written must have shape \[2, 2\], but has \[3, 2\]",
+        ),
+        (
+            lambda: memory.lrua_step(
+                BEFORE._replace(read_weights=jnp.ones((4, 3))), jnp.ones((4, 2)), jnp.ones(4), decay=0.9
+            ),
+            "4 heads read and write, each a slot of its own, but the memory has 3",
+        ),
+        (
+            lambda: memory.address(jnp.ones((2, 3)), BEFORE.memory, HEADS._replace(shift=jnp.ones((2, 4)))),
+            r"shift must have shape \[2, 3\], but has \[2, 4\]",
+        ),
+        (
+            lambda: memory.address(jnp.ones((2, 3)), BEFORE.memory, HEADS._replace(gate=ONE[:1])),
+            r"gate must have shape \[2\], but has \[1\]",
+        ),
+        (lambda: memory.address(jnp.ones((2, 4)), BEFORE.memory, HEADS), r"memory must have shape \[4, 2\]"),
+        (
+            lambda: memory.ntm_step(memory.NTMState(BEFORE.memory, jnp.ones((3, 3))), HEADS, ONE, ONE),
+            r"key must have shape \[3, 2\], but has \[2, 2\]",
+        ),
+        (
+            lambda: memory.ntm_step(memory.NTMState(BEFORE.memory, jnp.ones((2, 3))), HEADS, ONE[:1], ONE),
+            r"erase must have shape \[2\], but has \[1\]",
+        ),
+        (lambda: MANN(addressing="dnc").blank(), "addressing must be one of"),  # type: ignore
+        (
+            lambda: MANN(**SMALL).init(
+                jax.random.key(0), jnp.ones((2, 5)), jnp.ones((2, 3)), MANN(**{**SMALL, "slots": 9}).blank()
+            ),
+            "state must be of a network like this",
+        ),
+    ],
+)
+def test_what_does_not_fit_the_memory_is_named(call: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_an_empty_sequence_has_no_answers_and_changes_nothing() -> None:
+    model = MANN(**SMALL)
+    params = initialise(model, jnp.ones((2, 5)), jnp.ones((2, WAYS)))
+    outputs, state, _ = model.apply(params, jnp.ones((0, 5)), jnp.ones((0, WAYS)))  # type: ignore
+    assert outputs.shape == (0, WAYS)
+    jax.tree.map(np.testing.assert_array_equal, state, model.blank())
+
+
+@pytest.mark.usefixtures("float64")
+def test_weights_are_in_single_precision_whatever_the_default_is() -> None:
+    params = MANN(**SMALL).init(jax.random.key(0), jnp.ones((2, 5)), jnp.ones((2, WAYS)))
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.float32)}
+
+
 def test_it_learns_to_bind() -> None:
     """On clean vectors, the second presentation soon beats chance by far: the label was stored and found."""
     import optax
@@ -485,3 +587,31 @@ def test_it_learns_to_bind() -> None:
     first, last = result.history[0], result.history[-1]
     assert last["instance_2"] > 0.6 > first["instance_2"] + 0.1
     assert last["instance_1"] < 0.6, "what was never shown cannot be known"
+
+
+def test_the_benchmark_judges_by_presentation_and_tells_how_sharply_it_reads() -> None:
+    import sys
+    from pathlib import Path
+
+    sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+    import mann as benchmark
+
+    model = MANN(**SMALL)
+    source = tasks.episodes(tasks.glyphs("test", classes=20, image_size=8), ways=WAYS, shots=1, queries=9)
+    episode = source.sample(source.data, jax.random.key(0))
+    params = mann(model, ways=WAYS).init(jax.random.key(0), episode)
+    found, largest = benchmark.judge(model, params, source, ways=WAYS, code="one_hot", episodes=2, seed=3)
+    for key, row in zip(jax.random.split(jax.random.key(3), 2), found, strict=True):
+        sample_key, read_key = jax.random.split(key)
+        batch = jax.tree.map(lambda *parts: jnp.concatenate(parts), *source.sample(source.data, sample_key))
+        reading = memory.read_episode(model, params, batch, read_key, ways=WAYS)
+        seen, right = np.zeros(WAYS, int), np.zeros(10)
+        for label, answer in zip(np.asarray(reading.labels), np.asarray(reading.right), strict=True):
+            right[seen[label]] += answer / WAYS
+            seen[label] += 1
+        np.testing.assert_allclose(row, right, rtol=1e-6)
+    assert largest is not None
+    assert 1 / SLOTS < largest < 1
+    blind = MANN(**SMALL, addressing="none")
+    params = mann(blind, ways=WAYS).init(jax.random.key(0), episode)
+    assert benchmark.judge(blind, params, source, ways=WAYS, code="one_hot", episodes=2, seed=3)[1] is None

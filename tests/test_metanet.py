@@ -260,6 +260,10 @@ def test_more_shots_compare_pairs_and_generators_see_each_coordinate_alike() -> 
     )
 
 
+def test_no_queries_have_no_answers() -> None:
+    assert predict(loud(), episode().support, jnp.zeros((0, 4, 4, 1)), jax.random.key(0)).shape == (0, WAYS)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -283,6 +287,10 @@ def test_more_shots_compare_pairs_and_generators_see_each_coordinate_alike() -> 
         (lambda e: AugmentedConv(3, features=0).init(jax.random.key(0), e.support.x), "features must be 1 or more"),
         (
             lambda e: AugmentedConv(3, fast_layers=9).fast_names(),
+            "fast_layers must be between 1 and 7 layers, but is 9",
+        ),
+        (
+            lambda e: metanet(AugmentedConv(3, fast_layers=9)).init(jax.random.key(0), e),
             "fast_layers must be between 1 and 7 layers, but is 9",
         ),
         (lambda e: MODEL.init(jax.random.key(0), jnp.zeros((2, 9))), r"x must hold images .* shape \(2, 9\)"),

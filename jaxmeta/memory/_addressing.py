@@ -27,8 +27,16 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-# Added to squared norms: a zeroed row is like no key, and has a gradient.
-_EPSILON = 1e-8
+
+def _epsilon(dtype: jnp.dtype) -> float:
+    """What is added to squared norms, so that a zeroed row is like no key and has a gradient, even in float16."""
+    return max(1e-8, float(jnp.finfo(dtype).tiny) ** 0.5)
+
+
+def _check(**arrays: tuple[jax.Array, tuple[int, ...]]) -> None:
+    for name, (array, shape) in arrays.items():
+        if jnp.shape(array) != shape:
+            raise ValueError(f"{name} must have shape {list(shape)}, but has {list(jnp.shape(array))}")
 
 
 class LRUAState(NamedTuple):
@@ -83,12 +91,13 @@ def cosine(keys: jax.Array, memory: jax.Array) -> jax.Array:
         memory: `[slots, width]`.
 
     Returns:
-        `[heads, slots]`, in [-1, 1]; 0 for rows of zeros.
+        `[heads, slots]`, in [-1, 1]; 0 for rows of zeros, and nearer to 0 than the angle says where a norm is not
+        far above 1e-4.
 
     >>> cosine(jnp.array([[3.0, 4.0]]), jnp.array([[3.0, 4.0], [4.0, -3.0], [0.0, 0.0]])).round(4).tolist()
     [[1.0, 0.0, 0.0]]
     """
-    inverse_key, inverse_row = (jax.lax.rsqrt((v * v).sum(-1) + _EPSILON) for v in (keys, memory))
+    inverse_key, inverse_row = (jax.lax.rsqrt((v * v).sum(-1) + _epsilon(v.dtype)) for v in (keys, memory))
     return jnp.einsum("hw,sw->hs", keys, memory) * inverse_key[:, None] * inverse_row[None, :]
 
 
@@ -140,6 +149,9 @@ def lrua_step(
     Returns:
         `(state, read, write_weights)`: the memory after, `[reads, width]`, and `[reads, slots]`.
 
+    Raises:
+        ValueError: shapes do not fit the state's, or there are more reads than slots.
+
     >>> before = LRUAState(jnp.eye(3, 2), jnp.array([0.9, 0.2, 0.6]), jnp.array([[0.7, 0.1, 0.2]]))
     >>> after, read, weights = lrua_step(before, jnp.array([[0.6, -0.8]]), jnp.array([0.5]), decay=0.99)
     >>> [jax.device_get(a).astype(float).round(4).tolist() for a in (weights, after.memory[1])]
@@ -148,11 +160,15 @@ def lrua_step(
     References:
         Santoro, Bartunov, Botvinick, Wierstra, Lillicrap 2016, arXiv:1605.06065, section 3.2.
     """
-    least = least_used(state.usage, len(keys))
+    written = keys if written is None else written
+    (reads, slots), width = state.read_weights.shape, state.memory.shape[1]
+    _check(memory=(state.memory, (slots, width)), usage=(state.usage, (slots,)))
+    _check(keys=(keys, (reads, width)), gates=(gates, (reads,)), written=(written, (reads, width)))
+    if reads > slots:
+        raise ValueError(f"{reads} heads read and write, each a slot of its own, but the memory has {slots}")
+    least = least_used(state.usage, reads)
     write_weights = gates[:, None] * state.read_weights + (1 - gates[:, None]) * least
-    memory = state.memory * (1 - least[0])[:, None] + jnp.einsum(
-        "hs,hw->sw", write_weights, keys if written is None else written
-    )
+    memory = state.memory * (1 - least[0])[:, None] + jnp.einsum("hs,hw->sw", write_weights, written)
     read_weights = jax.nn.softmax(strength * cosine(keys, memory))
     usage = decay * state.usage + (read_weights + write_weights).sum(0)
     return LRUAState(memory, usage, read_weights), read_weights @ memory, write_weights
@@ -169,6 +185,9 @@ def address(weights: jax.Array, memory: jax.Array, heads: NTMHeads) -> jax.Array
     Returns:
         `[heads, slots]`, each row a distribution over slots.
 
+    Raises:
+        ValueError: shapes do not fit one another.
+
     >>> one = jnp.ones(1)
     >>> stay = NTMHeads(jnp.ones((1, 2)), one, 0 * one, jnp.array([[0.0, 0.0, 1.0]]), one)
     >>> address(jnp.array([[1.0, 0.0, 0.0]]), jnp.zeros((3, 2)), stay).round(4).tolist()
@@ -177,11 +196,14 @@ def address(weights: jax.Array, memory: jax.Array, heads: NTMHeads) -> jax.Array
     References:
         Graves, Wayne, Danihelka 2014, arXiv:1410.5401, section 3.3.
     """
+    (count, slots), width = weights.shape, memory.shape[1]
+    _check(memory=(memory, (slots, width)), key=(heads.key, (count, width)), shift=(heads.shift, (count, 3)))
+    _check(**{name: (getattr(heads, name), (count,)) for name in ("strength", "gate", "sharpness")})
     content = jax.nn.softmax(heads.strength[:, None] * cosine(heads.key, memory))
     mixed = heads.gate[:, None] * content + (1 - heads.gate[:, None]) * weights
     moved = sum(heads.shift[:, i, None] * jnp.roll(mixed, i - 1, axis=-1) for i in range(3))
     # moved ** sharpness over its sum, where the powers themselves can be too small for a float.
-    return jax.nn.softmax(heads.sharpness[:, None] * jnp.log(moved + _EPSILON))
+    return jax.nn.softmax(heads.sharpness[:, None] * jnp.log(moved + _epsilon(mixed.dtype)))
 
 
 def ntm_step(
@@ -198,6 +220,9 @@ def ntm_step(
     Returns:
         As `lrua_step`, with write weights `[1, slots]`.
 
+    Raises:
+        ValueError: shapes do not fit the state's.
+
     >>> two = jnp.ones(2)
     >>> stay = NTMHeads(jnp.ones((2, 2)), two, 0 * two, jnp.tile(jnp.array([0.0, 1.0, 0.0]), (2, 1)), two)
     >>> before = NTMState(jnp.zeros((3, 2)), jnp.eye(2, 3))  # the first head reads slot 0, the last writes to slot 1
@@ -205,7 +230,8 @@ def ntm_step(
     >>> after.memory.round(4).tolist(), read.round(4).tolist()
     ([[0.0, 0.0], [5.0, 6.0], [0.0, 0.0]], [[0.0, 0.0]])
     """
-    *_, last = range(len(heads.key))
+    last, width = len(state.weights) - 1, state.memory.shape[1]
+    _check(key=(heads.key, (last + 1, width)), erase=(erase, (width,)), add=(add, (width,)))
     writer, readers = (jax.tree.map(lambda leaf, s=s: leaf[s], heads) for s in (slice(last, None), slice(0, last)))
     write = address(state.weights[last:], state.memory, writer)
     memory = state.memory * (1 - write.T * erase) + write.T * add

@@ -1,6 +1,7 @@
 """A convolutional network whose last layers have fast weights beside their slow ones."""
 
 import functools
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -47,7 +48,12 @@ class AugmentedConv(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, fast: dict[str, Layer] | None = None) -> tuple[jax.Array, jax.Array]:
-        """Maps images `[n, height, width, channels]` to `(logits [n, outputs], keys [n, key_features])`."""
+        """Maps images `[n, height, width, channels]` to `(logits [n, outputs], keys [n, key_features])`.
+
+        Raises:
+            ValueError: x does not hold images, or an attribute is out of its range.
+        """
+        self.fast_names()
         if x.ndim != 4:
             raise ValueError(f"x must hold images [n, height, width, channels], but has shape {x.shape}")
         for name, least in (("outputs", 1), ("features", 1), ("convolutions", 0), ("key_features", 1)):
@@ -59,7 +65,7 @@ class AugmentedConv(nn.Module):
             slow = self._slow(name, (3, 3, x.shape[-1], self.features))
             x = _total([nn.relu(_conv(x, layer)) for layer in _both(slow, fast.get(name))])
             x = max_pool(x, (2, 2), (2, 2), "SAME")
-        x = x.reshape(len(x), -1)
+        x = x.reshape(len(x), math.prod(x.shape[1:]))
         slow = self._slow("dense", (x.shape[1], self.key_features))
         parts = [_dense(x, layer) for layer in _both(slow, fast.get("dense"))]
         x = _total([nn.relu(part) for part in parts])

@@ -198,19 +198,29 @@ class MANN(nn.Module):
         Returns:
             `(outputs, state, trace)`: `[steps, d]`, the state after the last step, and what the memory did (None
             without a memory).
+
+        Raises:
+            ValueError: an attribute is out of its range, there are more reads than slots, or labels or the state do
+                not fit.
         """
-        self._check(x, labels)
+        self._check()
+        if labels.ndim != 2 or len(labels) != len(x):
+            raise ValueError(f"labels must have shape [{len(x)}, d], one row for each of x, but have {labels.shape}")
+        own, other = (jax.tree.map(jnp.shape, found) for found in (self.blank(), state))
+        if state is not None and own != other:
+            raise ValueError(f"state must be of a network like this, with shapes {own}, but has {other}")
         cell = self._cell()
+        flat = x.reshape(len(x), math.prod(x.shape[1:]))
         # Each starts by a rule of its own: five numbers of a label would be lost among 400 of an image.
         wide = nn.initializers.variance_scaling(self.input_scale**2, "fan_in", "truncated_normal")
-        seen = nn.Dense(cell.gates, kernel_init=wide, bias_init=cell.first_bias, name="input")(x.reshape(len(x), -1))
+        seen = nn.Dense(cell.gates, kernel_init=wide, bias_init=cell.first_bias, name="input")(flat)
         told = nn.Dense(cell.gates, use_bias=False, name="label")(labels)
         shapes, init = cell.kernels(), nn.initializers.lecun_normal()
         biases = {"controller": seen + told}
         state = self.blank(biases["controller"].dtype) if state is None else state
-        kernels = {name: self.param(name, init, shape) for name, shape in shapes.items()}
+        kernels = {name: self.param(name, init, shape, jnp.float32) for name, shape in shapes.items()}
         if "heads" in shapes:
-            bias = self.param("heads_bias", nn.initializers.zeros, shapes["heads"][1:])
+            bias = self.param("heads_bias", nn.initializers.zeros, shapes["heads"][1:], jnp.float32)
             biases["heads"] = jnp.broadcast_to(bias, (len(x), len(bias)))
         end, (hidden, trace) = scan_deferred(cell.step, kernels, state, biases)
         return nn.Dense(labels.shape[1], name="output")(hidden), end, trace
@@ -220,6 +230,7 @@ class MANN(nn.Module):
 
     def blank(self, dtype: jnp.dtype | type = jnp.float32) -> CellState:
         """The state at the start of an episode: nothing written, and slot 0 the one used last."""
+        self._check()
         zeros, first = jnp.zeros(self.features, dtype), jax.nn.one_hot(0, self.slots, dtype=dtype)
         rows, reads = jnp.full((self.slots, self.width), _BLANK, dtype), jnp.tile(first, (self.reads, 1))
         memory = {
@@ -229,7 +240,7 @@ class MANN(nn.Module):
         }[self.addressing]
         return CellState(zeros, zeros, jnp.zeros(self.reads * self.width, dtype), memory)
 
-    def _check(self, x: jax.Array, labels: jax.Array) -> None:
+    def _check(self) -> None:
         if self.controller not in get_args(Controller):
             raise ValueError(f"controller must be one of {get_args(Controller)}, but is {self.controller!r}")
         if self.addressing not in get_args(Addressing):
@@ -246,5 +257,3 @@ class MANN(nn.Module):
             raise ValueError(f"decay must be in (0, 1], but is {self.decay}")
         if self.addressing != "none" and self.reads > self.slots:
             raise ValueError(f"reads must not be more than the memory's slots={self.slots}, but is {self.reads}")
-        if labels.ndim != 2 or len(labels) != len(x):
-            raise ValueError(f"labels must have shape [{len(x)}, d], one row for each of x, but have {labels.shape}")

@@ -70,7 +70,7 @@ def read_episode(
         Santoro, Bartunov, Botvinick, Wierstra, Lillicrap 2016, arXiv:1605.06065, section 2.
     """
     order_key, word_key = jax.random.split(key)
-    batch, spelled = _shuffle(batch, ways, order_key), words(code, ways, word_key)
+    batch, spelled = _shuffle("batch", batch, ways, order_key), words(code, ways, word_key)
     outputs, _, trace = _run(model, params, batch.x, one_step_late(spelled.write(batch.y)))
     return Reading(batch.y, spelled.right(outputs, batch.y), spelled.loss(outputs, batch.y), trace)
 
@@ -92,7 +92,7 @@ def mann(model: MANN, *, ways: int, code: Code = "one_hot") -> MetaLearner:
 
     Raises:
         ValueError: `ways` is less than 2 or more than there are strings, `code` is unknown, an episode is shorter
-            than its classes are many, or a label is out of range.
+            than its classes are many, a support set lacks a class, or a label is out of range.
         TypeError: targets are not integer labels.
 
     >>> learner = mann(MANN(features=8, slots=6, width=3, reads=2), ways=5)
@@ -123,7 +123,7 @@ def mann(model: MANN, *, ways: int, code: Code = "one_hot") -> MetaLearner:
 
     def predict(params: Params, support: Batch, query_x: jax.Array, key: jax.Array) -> jax.Array:
         order_key, word_key = jax.random.split(key)
-        support, spelled = _shuffle(support, ways, order_key), words(code, ways, word_key)
+        support, spelled = _shuffle("support", support, ways, order_key), words(code, ways, word_key)
         written = spelled.write(support.y)
         _, state, _ = _run(model, params, support.x, one_step_late(written))
         return _answer_each(model, params, state, written[-1], spelled)(query_x)
@@ -157,10 +157,10 @@ def _metrics(reading: Reading, ways: int) -> Metrics:
     return {"loss": reading.loss, "accuracy": reading.right.mean(), **reported}
 
 
-def _shuffle(batch: Batch, ways: int, key: jax.Array) -> Batch:
+def _shuffle(name: str, batch: Batch, ways: int, key: jax.Array) -> Batch:
     if not is_classification(batch.y):
         raise TypeError(f"a memory of labels wants integer labels, but targets have dtype {batch.y.dtype}")
-    check_batch("batch", batch, ways)
+    check_batch(name, batch, ways)
     if len(batch.y) < ways:
         raise ValueError(f"the sequence has {len(batch.y)} examples, fewer than its ways={ways} classes")
     order = jax.random.permutation(key, len(batch.y))

@@ -197,7 +197,8 @@ def metanet(
         example_level: without it, the base learner has slow weights alone, and has nothing to learn labels with.
         task_level: without it, keys come from the representation learner's slow weights.
         differentiate: let derivatives through the gradients that fast weights are made from, which are taken as
-            constants otherwise.
+            constants otherwise. Nothing else depends on the representation learner's head: as constants, they leave it
+            as it started.
 
     Returns:
         A `MetaLearner` whose meta-parameters are a `MetaNetParams`. Metrics: `loss`, `accuracy`.

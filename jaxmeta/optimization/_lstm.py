@@ -26,6 +26,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
 
@@ -131,6 +132,7 @@ def lstm_adapt(
     """
     _check(steps, feedback, gradient_scale)
     theta, unravel = ravel_pytree(params.start)
+    learned = jax.tree.map(lambda weights: weights.astype(theta.dtype), params._replace(start=()))
 
     # Computed again in the backward pass, which would else keep 4 * hidden gates for each weight and step.
     advance = jax.checkpoint(functools.partial(_advance, feedback=feedback), prevent_cse=False)
@@ -138,7 +140,7 @@ def lstm_adapt(
     def step(state: _State, _: None) -> tuple[_State, tuple[jax.Array, ...]]:
         at = state.theta if differentiate else jax.lax.stop_gradient(state.theta)
         loss, grad = jax.value_and_grad(lambda theta: loss_fn(unravel(theta), batch))(at)
-        state, f, i = advance(params, state, loss, gradient_scale * grad)
+        state, f, i = advance(learned, state, loss.astype(theta.dtype), gradient_scale * grad)
         return state, (loss, f, i, state.theta)
 
     blank, zeros = jnp.zeros((len(params.layer.bias) // 4, len(theta)), theta.dtype), jnp.zeros_like(theta)
@@ -202,8 +204,8 @@ def lstm_meta_learner(
         A `MetaLearner` whose meta-parameters are a `MetaLSTM`. Metrics: as `maml`.
 
     Raises:
-        ValueError: `steps` or `eval_steps` is negative, `hidden` is less than 1, a range is empty, `feedback` is
-            unknown, or `gradient_scale` is not positive.
+        ValueError: `steps` or `eval_steps` is negative, `hidden` is less than 1, a range is empty or not finite,
+            `feedback` is unknown, or `gradient_scale` is not positive.
 
     >>> from jaxmeta import nn
     >>> learner = lstm_meta_learner(nn.MLP((4,), 5), steps=5)
@@ -215,17 +217,18 @@ def lstm_meta_learner(
     check_inner_loop(optax.identity(), eval_steps, "eval_steps")
     if hidden < 1:
         raise ValueError(f"hidden must be 1 or more, but is {hidden}")
-    for name, (low, high) in {"forget_bias": forget_bias, "input_bias": input_bias}.items():
-        if not low <= high:
-            raise ValueError(f"{name} must be a range (low, high), but is {(low, high)}")
+    for name, ends in {"forget_bias": forget_bias, "input_bias": input_bias}.items():
+        if np.shape(ends) != (2,) or not -math.inf < ends[0] <= ends[1] < math.inf:
+            raise ValueError(f"{name} must be a range (low, high) of finite numbers, but is {ends}")
     task = task_of(model, loss)
 
     def init(key: jax.Array, episode: Episode) -> MetaLSTM:
         start = init_model(model, key, episode)
         layer_key, forget_key, input_key = jax.random.split(jax.random.fold_in(key, 1), 3)
-        layer = _affine(layer_key, (_INPUTS + hidden, 4 * hidden), (-0.01, 0.01))
-        forget = _affine(forget_key, (hidden + 2,), forget_bias)
-        return MetaLSTM(start, layer, forget, _affine(input_key, (hidden + 2,), input_bias))
+        dtype = jnp.result_type(*jax.tree.leaves(start))
+        layer = _affine(layer_key, (_INPUTS + hidden, 4 * hidden), (-0.01, 0.01), dtype)
+        forget = _affine(forget_key, (hidden + 2,), forget_bias, dtype)
+        return MetaLSTM(start, layer, forget, _affine(input_key, (hidden + 2,), input_bias, dtype))
 
     def run(params: MetaLSTM, support: Batch, count: int) -> LSTMAdapted:
         return lstm_adapt(
@@ -256,10 +259,10 @@ def lstm_meta_learner(
     return MetaLearner(init, meta_grad, *predict_from(model, adapted))
 
 
-def _affine(key: jax.Array, shape: tuple[int, ...], bias: tuple[float, float]) -> Affine:
+def _affine(key: jax.Array, shape: tuple[int, ...], bias: tuple[float, float], dtype: jnp.dtype) -> Affine:
     kernel_key, bias_key = jax.random.split(key)
-    kernel = jax.random.uniform(kernel_key, shape, minval=-0.01, maxval=0.01)
-    return Affine(kernel, jax.random.uniform(bias_key, shape[1:], minval=bias[0], maxval=bias[1]))
+    kernel = jax.random.uniform(kernel_key, shape, dtype, minval=-0.01, maxval=0.01)
+    return Affine(kernel, jax.random.uniform(bias_key, shape[1:], dtype, minval=bias[0], maxval=bias[1]))
 
 
 def _check(steps: int, feedback: str, gradient_scale: float) -> None:
