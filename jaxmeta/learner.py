@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 import optax
+from flax.errors import InvalidRngError
 
 from jaxmeta.episode import Batch, Episode
 
@@ -34,8 +35,14 @@ def init_stateless(model: Model, key: jax.Array, x: jax.Array) -> Params:
     """Initialises a model for inputs like x `[n, ...]`, and refuses one with mutable state.
 
     Raises:
-        ValueError: the model keeps state beside its parameters, such as running statistics.
+        TypeError: the model lacks `init` or `apply`.
+        ValueError: the model keeps state beside its parameters, such as running statistics, or draws random numbers.
     """
+    if not all(callable(getattr(model, name, None)) for name in ("init", "apply")):
+        raise TypeError(
+            f"model must have init(key, x) and apply(params, x), as a Flax Linen module has, but is {model!r}; any "
+            "pair of functions with these names will do"
+        )
     params = model.init(key, x)
     if isinstance(params, Mapping) and "params" in params and len(params) > 1:
         extra = sorted(set(params) - {"params"})
@@ -43,6 +50,13 @@ def init_stateless(model: Model, key: jax.Array, x: jax.Array) -> Params:
             f"model keeps state beside its parameters ({', '.join(extra)}), which training would lose; "
             "use a layer without running state, such as jaxmeta.nn.BatchNorm"
         )
+    try:
+        jax.eval_shape(model.apply, params, x)
+    except InvalidRngError as error:
+        raise ValueError(
+            "model draws random numbers, as dropout does, but is applied as a function of parameters and inputs alone: "
+            "switch that off, or write a loss that takes keys from the batch, for maml_grad and its like"
+        ) from error
     return params
 
 

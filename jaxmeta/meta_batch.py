@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from jaxmeta._memory import peak_bytes
-from jaxmeta.episode import Episode
+from jaxmeta.episode import Batch, Episode
 from jaxmeta.learner import MetaLearner, Metrics, Params
 
 # A chunk of tasks should stay in a core's second-level cache: larger chunks only move memory.
@@ -43,7 +43,8 @@ def batch_meta_grad(
     Args:
         learner: the method.
         params: its meta-parameters.
-        episodes: an `Episode` whose arrays carry a leading task axis: x `[tasks, n, ...]`.
+        episodes: an `Episode` whose arrays carry a leading task axis: x `[tasks, n, ...]`. Shapes alone do not always
+            tell: one episode of n real targets `[n, d]` would be taken for n tasks.
         key: split into one key for each task.
         chunk: tasks that a device maps at once; a divisor of its share. None chooses: on accelerators all of
             them; on CPU as many as keep the chunk's live memory near 2 MiB, which is all of them for a small MLP
@@ -152,8 +153,14 @@ def count_tasks(episodes: Episode) -> int:
     """The length of the leading task axis that every array of a batch of episodes shares.
 
     Raises:
-        ValueError: the arrays disagree on it, or there are no tasks.
+        ValueError: the arrays disagree on it, there are no tasks, or targets have no more axes than one episode's.
     """
+    for name, part in zip(Episode._fields, episodes, strict=False):
+        if isinstance(part, Batch) and jnp.ndim(part.y) == 1:
+            raise ValueError(
+                "episodes must have a leading task axis, as jax.vmap(source.sample, (None, 0)) gives, but "
+                f"{name}.y has shape {jnp.shape(part.y)}, which is that of a single one"
+            )
     sizes = {leaf.shape[0] if leaf.ndim else 0 for leaf in jax.tree.leaves(episodes)}
     if len(sizes) != 1 or 0 in sizes:
         shapes = jax.tree.map(lambda leaf: leaf.shape, episodes)

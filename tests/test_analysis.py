@@ -111,6 +111,8 @@ def test_what_cannot_be_compared_is_named() -> None:
         analysis.compare({"fomaml": one}, *args)
     with pytest.raises(ValueError, match="the gradients of 'odd' have the structure"):
         analysis.compare({"maml": one, "odd": other}, *args, repeats=0)
+    (silent,) = analysis.compare({"maml": lambda p, e, k: (p, {})}, *args, repeats=0)
+    assert np.isnan(silent.loss)
     with pytest.raises(ValueError, match="repeats must be 0 or more, but is -1"):
         analysis.compare({"maml": one}, *args, repeats=-1)
 

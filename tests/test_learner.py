@@ -145,6 +145,11 @@ def test_what_does_not_divide_is_named(kwargs, message: str) -> None:
 def test_arrays_that_disagree_on_the_tasks_are_named() -> None:
     params, episodes = problem(6)
     broken = episodes._replace(query=jax.tree.map(lambda leaf: leaf[:5], episodes.query))
+    one = Episode(*[Batch(jnp.ones((6, 2)), jnp.arange(6))] * 2)
+    with pytest.raises(
+        ValueError, match=r"must have a leading task axis, .* support.y has shape \(6,\), which is that"
+    ):
+        count_tasks(one)
     with pytest.raises(ValueError, match="episodes must share one leading task axis"):
         batch_meta_grad(LEARNER, params, broken, jax.random.key(0))
     with pytest.raises(ValueError, match="of length at least 1"):

@@ -213,6 +213,29 @@ def test_a_model_with_running_state_is_refused() -> None:
         learner.init(jax.random.key(0), Episode(batch, batch))
 
 
+def test_a_model_that_is_none_or_draws_random_numbers_is_refused() -> None:
+    import flax.linen as fnn
+
+    class WithDropout(fnn.Module):
+        @fnn.compact
+        def __call__(self, x):
+            return fnn.Dropout(0.5, deterministic=False)(fnn.Dense(2)(x))
+
+    batch = Batch(jnp.ones((4, 3)), jnp.arange(4) % 2)
+    episode, key = Episode(batch, batch), jax.random.key(0)
+    with pytest.raises(ValueError, match="model draws random numbers, as dropout does"):
+        maml(WithDropout(), inner_optimizer=optax.sgd(0.1)).init(key, episode)
+    with pytest.raises(TypeError, match=r"model must have init\(key, x\) and apply\(params, x\)"):
+        maml(lambda params, x: x, inner_optimizer=optax.sgd(0.1)).init(key, episode)  # type: ignore
+
+
+def test_no_metric_is_named_as_the_loss_is() -> None:
+    loss_fn, params, episode = regression_problem(jax.random.key(0))
+    named = lambda p, b: (loss_fn(p, b), {"loss": 0.0})  # noqa: E731
+    with pytest.raises(ValueError, match='no metric may be named "loss"'):
+        maml_grad(named, params, episode, optimizer=optax.sgd(0.1), steps=1, has_aux=True)
+
+
 def test_unknown_parameter_containers_pass_through() -> None:
     """Any pytree and any callable: no Flax in the estimators."""
     params = (jnp.ones(2), [jnp.zeros(()), {"w": jnp.ones((2, 2))}])

@@ -1,5 +1,6 @@
 """Estimators of the meta-gradient side by side: the same parameters, the same tasks, the same program around them."""
 
+import math
 import os
 import statistics
 import time
@@ -25,7 +26,7 @@ class EstimatorRow(NamedTuple):
         cosine: of the angle between its gradient and the reference's.
         norm_ratio: its norm over the reference's.
         relative_error: the norm of their difference over the reference's.
-        loss: its metric `loss`, the mean over tasks.
+        loss: its metric `loss`, the mean over tasks; NaN if it has none.
         flops: floating-point operations of matrix products and convolutions, loops multiplied out.
         temp_bytes: the compiled program's temporaries, on each device.
         compile_seconds: time that compilation took.
@@ -115,7 +116,7 @@ def compare(
         EstimatorRow(
             name,
             *_distance(name, descended(grads), exact),
-            float(metrics["loss"]),
+            float(metrics.get("loss", math.nan)),
             inspections[name].flops,
             inspections[name].temp_bytes,
             inspections[name].compile_seconds,
@@ -150,7 +151,7 @@ def _distance(name: str, grads: Params, exact: Params) -> tuple[float, float, fl
     unit, exact_unit = (jax.tree.map(lambda g, n=n: g / n, tree) for tree, n in ((grads, norm), (exact, exact_norm)))
     error = float(optax.tree.norm(jax.tree.map(lambda a, b: (a - b) / exact_norm, grads, exact)))
     cosine = sum(float((a * b).sum()) for a, b in zip(*map(jax.tree.leaves, (unit, exact_unit)), strict=True))
-    return cosine, norm / exact_norm, error
+    return max(-1.0, min(1.0, cosine)), norm / exact_norm, error
 
 
 def table(rows: list[EstimatorRow]) -> str:

@@ -24,6 +24,8 @@ def with_metrics(loss_fn: LossFn, has_aux: bool) -> Callable[[Any, Any], tuple[j
         metrics = {} if aux is None else aux
         if not isinstance(metrics, Mapping):
             raise TypeError(f"has_aux=True wants loss_fn's aux to be a dict of metrics, but it is {aux!r}")
+        if "loss" in metrics:
+            raise ValueError('has_aux=True: no metric may be named "loss", which is the loss itself')
         return loss, {**metrics, "loss": loss}
 
     return evaluate

@@ -52,7 +52,8 @@ def maml_grad(
         minibatched: `episode.support` has a leading axis of length `steps`, one slice a step.
         mask: which parameters adapt; see `adapt`. The others receive their direct gradient.
         has_aux: `loss_fn` also returns a dict of metrics; those of the query set are passed on.
-        hvp: how inner gradients are differentiated again; see `adapt`.
+        hvp: how inner gradients are differentiated again; see `adapt`, also for losses whose hand-written derivative is
+            no true gradient, as a straight-through estimator's, which want `"reverse_over_reverse"`.
         remat: levels of checkpoints; see `adapt`.
 
     Returns:
@@ -60,7 +61,8 @@ def maml_grad(
 
     Raises:
         TypeError: as `adapt`.
-        ValueError: as `adapt`, or `optimizer` has no finite derivative where gradients are zero.
+        ValueError: as `adapt`, `optimizer` has no finite derivative where gradients are zero, or a metric is named
+            `"loss"`.
 
     >>> import jax.numpy as jnp, optax
     >>> losses = lambda w, batch: batch[0] * (w - batch[1]) ** 2
@@ -68,6 +70,15 @@ def maml_grad(
     >>> grads, metrics = maml_grad(losses, jnp.array(0.0), task, optimizer=optax.sgd(0.1), steps=1)
     >>> round(float(grads), 4)
     5.28
+
+    Where the outer loss is another than the inner one, write both, and differentiate through `adapt`:
+
+    >>> inner, outer = losses, lambda w, batch: jnp.abs(w - batch[1])
+    >>> def meta_loss(w):
+    ...     return outer(adapt(inner, w, task.support, optimizer=optax.sgd(0.1), steps=1).params, task.query)
+    >>> loss, grad = jax.value_and_grad(meta_loss)(jnp.array(0.0))
+    >>> round(float(loss), 4), round(float(grad), 4)
+    (2.2, 0.8)
 
     References:
         Finn, Abbeel, Levine 2017, arXiv:1703.03400, algorithm 1.

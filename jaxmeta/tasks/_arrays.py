@@ -76,7 +76,7 @@ def from_folder(path: str | Path, *, image_size: int = 28, grayscale: bool = Tru
 
     Raises:
         FileNotFoundError: there is no such folder.
-        ValueError: it holds no folder with images, or a file that cannot be read as one.
+        ValueError: it holds no folder with images, a folder of folders, or a file that cannot be read as an image.
     """
     from PIL import Image
 
@@ -87,6 +87,11 @@ def from_folder(path: str | Path, *, image_size: int = 28, grayscale: bool = Tru
     for folder in sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")):
         if files := sorted(f for f in folder.iterdir() if _is_image(f)):
             folders[folder.name] = files
+        elif any(f.is_dir() and not f.name.startswith(".") for f in folder.iterdir()):
+            raise ValueError(
+                f"{folder} holds folders and no images: want one sub-folder of images for each class in {root}; "
+                "classes to train on and to be judged by can be read apart, or divided by split_classes"
+            )
     if not folders:
         raise ValueError(f"{root} holds no sub-folder with images: want one sub-folder of images for each class")
 
