@@ -55,12 +55,11 @@ def test_every_public_function_shows_how_it_is_used(name: str) -> None:
     assert "Args:" in doc or len(signature.parameters) < 2 or "argument" in doc.lower()
 
 
-def test_the_readme_s_example_runs() -> None:
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+@pytest.mark.parametrize("page", ["README.md", "docs/recipes.md"])
+def test_what_a_page_shows_runs(page: str) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
     assert blocks
-    for block in blocks:
-        namespace: dict[str, object] = {}
-        exec(compile(block, "README.md", "exec"), namespace)
+    exec(compile("\n".join(blocks), page, "exec"), {"__name__": page})
 
 
 def test_the_constraints_pin_every_dependency_and_hold_no_address() -> None:
