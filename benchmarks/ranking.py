@@ -86,7 +86,7 @@ def judge(run: Path) -> dict[str, Any]:
 
 
 def prediction(given: dict[str, Any]) -> Callable[[], Any]:
-    """One `predict` of the method with these settings, untrained: weights take the same time whatever they are."""
+    """One `predict` of the method with these settings, untrained: the arithmetic is the same."""
     settings = dataclasses.replace(presets.Settings(**given), ways=WAYS)
     learner = presets.build(settings).test_learner
     source, key = test_source(settings), jax.random.key(0)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 import optax
-from flax.errors import InvalidRngError
+from flax import errors, linen
 
 from jaxmeta.episode import Batch, Episode
 
@@ -36,7 +36,8 @@ def init_stateless(model: Model, key: jax.Array, x: jax.Array) -> Params:
 
     Raises:
         TypeError: the model lacks `init` or `apply`.
-        ValueError: the model keeps state beside its parameters, such as running statistics, or draws random numbers.
+        ValueError: the model keeps state beside its parameters, such as running statistics, or, a Flax Linen module,
+            asks for random numbers.
     """
     if not all(callable(getattr(model, name, None)) for name in ("init", "apply")):
         raise TypeError(
@@ -50,14 +51,19 @@ def init_stateless(model: Model, key: jax.Array, x: jax.Array) -> Params:
             f"model keeps state beside its parameters ({', '.join(extra)}), which training would lose; "
             "use a layer without running state, such as jaxmeta.nn.BatchNorm"
         )
+    if isinstance(model, linen.Module):
+        _check_draws_nothing(model, params, x)
+    return params
+
+
+def _check_draws_nothing(model: linen.Module, params: Params, x: jax.Array) -> None:
     try:
         jax.eval_shape(model.apply, params, x)
-    except InvalidRngError as error:
+    except errors.InvalidRngError as error:
         raise ValueError(
             "model draws random numbers, as dropout does, but is applied as a function of parameters and inputs alone: "
             "switch that off, or write a loss that takes keys from the batch, for maml_grad and its like"
         ) from error
-    return params
 
 
 class Comparison(NamedTuple):

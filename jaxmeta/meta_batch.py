@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from jaxmeta._memory import peak_bytes
-from jaxmeta.episode import Batch, Episode
+from jaxmeta.episode import Batch, Episode, is_classification
 from jaxmeta.learner import MetaLearner, Metrics, Params
 
 # A chunk of tasks should stay in a core's second-level cache: larger chunks only move memory.
@@ -153,10 +153,10 @@ def count_tasks(episodes: Episode) -> int:
     """The length of the leading task axis that every array of a batch of episodes shares.
 
     Raises:
-        ValueError: the arrays disagree on it, there are no tasks, or targets have no more axes than one episode's.
+        ValueError: the arrays disagree on it, there are no tasks, or labels have one axis, as those of one episode.
     """
     for name, part in zip(Episode._fields, episodes, strict=False):
-        if isinstance(part, Batch) and jnp.ndim(part.y) == 1:
+        if isinstance(part, Batch) and jnp.ndim(part.y) == 1 and is_classification(part.y):
             raise ValueError(
                 "episodes must have a leading task axis, as jax.vmap(source.sample, (None, 0)) gives, but "
                 f"{name}.y has shape {jnp.shape(part.y)}, which is that of a single one"

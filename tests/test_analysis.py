@@ -111,6 +111,9 @@ def test_what_cannot_be_compared_is_named() -> None:
         analysis.compare({"fomaml": one}, *args)
     with pytest.raises(ValueError, match="the gradients of 'odd' have the structure"):
         analysis.compare({"maml": one, "odd": other}, *args, repeats=0)
+    broken = lambda p, e, k: (p * jnp.nan, {"loss": jnp.zeros(())})  # noqa: E731
+    _, row = analysis.compare({"maml": one, "broken": broken}, *args, repeats=0)
+    assert np.isnan(row.cosine)
     (silent,) = analysis.compare({"maml": lambda p, e, k: (p, {})}, *args, repeats=0)
     assert np.isnan(silent.loss)
     with pytest.raises(ValueError, match="repeats must be 0 or more, but is -1"):

@@ -217,7 +217,10 @@ def test_steps_that_are_no_multiple_of_the_window(tmp_path: Path) -> None:
     assert load_params(tmp_path, result.params, OPTIMIZER)[1] == 7
 
 
-INTERRUPTED = KILLED.replace("checkpoint_every=5", "checkpoint_every=300")
+INTERRUPTED = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a parent in the background may have had ignored
+""" + KILLED.replace("steps=300, log_every=5, checkpoint_every=5", "steps=1500, log_every=5, checkpoint_every=1500")
 
 
 def test_ctrl_c_saves_what_was_done(tmp_path: Path) -> None:
@@ -229,25 +232,33 @@ def test_ctrl_c_saves_what_was_done(tmp_path: Path) -> None:
     while lines(run_dir) < 3 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.002)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate()
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == -signal.SIGINT, errors.decode()
     assert "interrupted: stopping after these steps, to save them" in errors.decode()
     (saved,) = (int(path.name) for path in (run_dir / "checkpoints").iterdir())
-    assert saved == 5 * lines(run_dir) < 300
-    result = train(steps=300, checkpoint_every=300, run_dir=run_dir, resume=True)
-    assert_trees_equal(result.params, train(steps=300).params)
+    assert saved == 5 * lines(run_dir) < 1500
+    result = train(steps=1500, checkpoint_every=1500, run_dir=run_dir, resume=True)
+    assert_trees_equal(result.params, train(steps=1500).params)
 
 
-def test_a_second_ctrl_c_stops_at_once_and_the_first_is_held_no_longer_than_training() -> None:
+def test_a_second_ctrl_c_stops_at_once_and_the_first_at_the_end_of_training_at_the_latest() -> None:
     before = signal.getsignal(signal.SIGINT)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
+    steps = []
+
+    def twice() -> None:
         with held_interrupt() as interrupted:
-            assert not interrupted()
+            steps.append(interrupted())
             signal.raise_signal(signal.SIGINT)
-            assert interrupted()
+            steps.append(interrupted())
             with pytest.raises(KeyboardInterrupt):
                 signal.raise_signal(signal.SIGINT)
+            steps.append("end")
+
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            twice()
+        assert steps == [False, True, "end"]
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # another's choice stays
         with held_interrupt() as interrupted:
@@ -261,12 +272,18 @@ def test_a_second_ctrl_c_stops_at_once_and_the_first_is_held_no_longer_than_trai
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
-        ((LEARNER.meta_grad, SOURCE, OPTIMIZER), "learner must be a MetaLearner, but is <function"),
-        ((LEARNER, SOURCE.sample, OPTIMIZER), r"source must be a tasks.Source\(sample, data, info\), but is <function"),
-        ((LEARNER, SOURCE, 1e-3), "optimizer must be an Optax transformation, .* but is 0.001"),
+        (
+            (LEARNER.meta_grad, SOURCE, OPTIMIZER),
+            "learner must be a MetaLearner, with init and meta_grad, but is of type function",
+        ),
+        (
+            (LEARNER, SOURCE.sample, OPTIMIZER),
+            r"source must be a tasks.Source\(sample, data, info\), with sample, but is of type function",
+        ),
+        ((LEARNER, SOURCE, 1e-3), "optimizer must be an Optax transformation, .* but is of type float"),
     ],
 )
-def test_parts_that_are_none_are_named(parts, message: str) -> None:
+def test_parts_of_another_kind_are_named(parts, message: str) -> None:
     with pytest.raises(TypeError, match=message):
         fit(*parts, steps=1)
 

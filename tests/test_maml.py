@@ -213,7 +213,7 @@ def test_a_model_with_running_state_is_refused() -> None:
         learner.init(jax.random.key(0), Episode(batch, batch))
 
 
-def test_a_model_that_is_none_or_draws_random_numbers_is_refused() -> None:
+def test_a_model_without_init_or_with_random_numbers_is_refused() -> None:
     import flax.linen as fnn
 
     class WithDropout(fnn.Module):

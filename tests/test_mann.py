@@ -119,6 +119,12 @@ def test_rows_of_zeros_are_finite_in_half_precision() -> None:
     heads = memory.NTMHeads(jnp.ones((1, 2), jnp.float16), one, 0 * one, jnp.eye(3, dtype=jnp.float16)[1:2], one)
     rows = jnp.zeros((3, 2), jnp.float16)
     assert not memory.cosine(heads.key, rows).any()
+    found = memory.cosine(heads.key / 16, heads.key)
+    assert (found.dtype, float(found[0, 0])) == (jnp.float16, pytest.approx(1, abs=2e-3))
+    np.testing.assert_allclose(memory.cosine(jnp.array([[3, 4]]), jnp.array([[4, -3]])), 0, atol=1e-6)
+    sharp = heads._replace(shift=jnp.eye(3, dtype=jnp.float16)[1:2])
+    one_hot = jnp.eye(128, dtype=jnp.float16)[:1]
+    np.testing.assert_allclose(memory.address(one_hot, jnp.zeros((128, 2), jnp.float16), sharp), one_hot, atol=2e-3)
     grads = jax.grad(lambda *at: memory.address(*at, heads)[0, 0], (0, 1))(jnp.eye(3, dtype=jnp.float16)[:1], rows)
     assert all(np.isfinite(leaf).all() for leaf in grads)
 
@@ -541,6 +547,16 @@ HEADS = memory.NTMHeads(jnp.ones((2, 2)), ONE, ONE, jnp.ones((2, 3)), ONE)
         (
             lambda: memory.ntm_step(memory.NTMState(BEFORE.memory, jnp.ones((2, 3))), HEADS, ONE[:1], ONE),
             r"erase must have shape \[2\], but has \[1\]",
+        ),
+        (
+            lambda: memory.lrua_step(
+                jax.tree.map(lambda leaf: leaf[None], BEFORE), jnp.ones((1, 2, 2)), jnp.ones((1, 2)), decay=0.9
+            ),
+            r"read_weights must have shape \[reads slots\], but has \[1, 2, 3\]: map over what is more",
+        ),
+        (
+            lambda: memory.ntm_step(memory.NTMState(BEFORE.memory, jnp.ones((1, 3))), HEADS, ONE, ONE),
+            "an NTM writes with one head and reads with the others, but has 1",
         ),
         (lambda: MANN(addressing="dnc").blank(), "addressing must be one of"),  # type: ignore
         (

@@ -146,8 +146,11 @@ def test_folders_that_cannot_be_are_refused(tmp_path: Path) -> None:
     (tmp_path / ".cache").mkdir()
     Image.fromarray(ink).save(tmp_path / ".cache" / "0.png")
     assert tasks.from_folder(tmp_path).names == ("a",)
+    (tmp_path / "__MACOSX" / "a").mkdir(parents=True)
+    (tmp_path / "__MACOSX" / "a" / "._0.png").write_bytes(b"no image")
+    assert tasks.from_folder(tmp_path).names == ("a",)
     draw_folder(tmp_path / "train", {"c": 1})
-    with pytest.raises(ValueError, match=r"train holds folders and no images: want one sub-folder of images for each"):
+    with pytest.raises(ValueError, match=r"train holds folders of images: want one sub-folder of images for each"):
         tasks.from_folder(tmp_path)
     (tmp_path / "train").rename(tmp_path / ".train")
     (tmp_path / "a" / "broken.png").write_bytes(b"no image")

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import optax
 
 from jaxmeta.analysis._inspect import inspect_compiled
@@ -151,7 +152,7 @@ def _distance(name: str, grads: Params, exact: Params) -> tuple[float, float, fl
     unit, exact_unit = (jax.tree.map(lambda g, n=n: g / n, tree) for tree, n in ((grads, norm), (exact, exact_norm)))
     error = float(optax.tree.norm(jax.tree.map(lambda a, b: (a - b) / exact_norm, grads, exact)))
     cosine = sum(float((a * b).sum()) for a, b in zip(*map(jax.tree.leaves, (unit, exact_unit)), strict=True))
-    return max(-1.0, min(1.0, cosine)), norm / exact_norm, error
+    return float(np.clip(cosine, -1, 1)), norm / exact_norm, error
 
 
 def table(rows: list[EstimatorRow]) -> str:

@@ -48,7 +48,7 @@ def train(command: Train) -> None:
     settings = dataclasses.replace(preset, query_mode=command.query_mode, **_train_options(command))
     run_dir = command.out or Path("runs") / f"{settings.method}-{Path(settings.dataset).name}-seed{command.seed}"
     _run.check_free(run_dir, resume=command.resume)
-    if command.resume and not any((run_dir / "checkpoints").glob("[0-9]*")):
+    if command.resume and not any(path.name.isdigit() for path in (run_dir / "checkpoints").glob("*")):
         print(f"jaxmeta: {run_dir} has no checkpoint to resume from: training starts at step 0", file=sys.stderr)
     setup = presets.build(settings)
     used = setup.train_source.info.get("ways")

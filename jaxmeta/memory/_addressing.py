@@ -27,10 +27,19 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+# Added to squared norms: a zeroed row is like no key, and has a gradient.
+_EPSILON = 1e-8
 
-def _epsilon(dtype: jnp.dtype) -> float:
-    """What is added to squared norms, so that a zeroed row is like no key and has a gradient, even in float16."""
-    return max(1e-8, float(jnp.finfo(dtype).tiny) ** 0.5)
+
+def _wide(x: jax.Array) -> jax.Array:
+    """In 32 bits at least, where `_EPSILON` is not lost."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _shape(name: str, array: jax.Array, axes: str) -> tuple[int, ...]:
+    if jnp.ndim(array) != len(axes.split()):
+        raise ValueError(f"{name} must have shape [{axes}], but has {list(jnp.shape(array))}: map over what is more")
+    return jnp.shape(array)
 
 
 def _check(**arrays: tuple[jax.Array, tuple[int, ...]]) -> None:
@@ -97,8 +106,10 @@ def cosine(keys: jax.Array, memory: jax.Array) -> jax.Array:
     >>> cosine(jnp.array([[3.0, 4.0]]), jnp.array([[3.0, 4.0], [4.0, -3.0], [0.0, 0.0]])).round(4).tolist()
     [[1.0, 0.0, 0.0]]
     """
-    inverse_key, inverse_row = (jax.lax.rsqrt((v * v).sum(-1) + _epsilon(v.dtype)) for v in (keys, memory))
-    return jnp.einsum("hw,sw->hs", keys, memory) * inverse_key[:, None] * inverse_row[None, :]
+    dtype = jnp.result_type(keys, memory, 1.0)
+    keys, memory = _wide(keys), _wide(memory)
+    inverse_key, inverse_row = (jax.lax.rsqrt((v * v).sum(-1) + _EPSILON) for v in (keys, memory))
+    return (jnp.einsum("hw,sw->hs", keys, memory) * inverse_key[:, None] * inverse_row[None, :]).astype(dtype)
 
 
 def least_used(usage: jax.Array, count: int) -> jax.Array:
@@ -161,7 +172,8 @@ def lrua_step(
         Santoro, Bartunov, Botvinick, Wierstra, Lillicrap 2016, arXiv:1605.06065, section 3.2.
     """
     written = keys if written is None else written
-    (reads, slots), width = state.read_weights.shape, state.memory.shape[1]
+    reads, slots = _shape("read_weights", state.read_weights, "reads slots")
+    _, width = _shape("memory", state.memory, "slots width")
     _check(memory=(state.memory, (slots, width)), usage=(state.usage, (slots,)))
     _check(keys=(keys, (reads, width)), gates=(gates, (reads,)), written=(written, (reads, width)))
     if reads > slots:
@@ -196,14 +208,15 @@ def address(weights: jax.Array, memory: jax.Array, heads: NTMHeads) -> jax.Array
     References:
         Graves, Wayne, Danihelka 2014, arXiv:1410.5401, section 3.3.
     """
-    (count, slots), width = weights.shape, memory.shape[1]
+    count, slots = _shape("weights", weights, "heads slots")
+    _, width = _shape("memory", memory, "slots width")
     _check(memory=(memory, (slots, width)), key=(heads.key, (count, width)), shift=(heads.shift, (count, 3)))
     _check(**{name: (getattr(heads, name), (count,)) for name in ("strength", "gate", "sharpness")})
     content = jax.nn.softmax(heads.strength[:, None] * cosine(heads.key, memory))
     mixed = heads.gate[:, None] * content + (1 - heads.gate[:, None]) * weights
     moved = sum(heads.shift[:, i, None] * jnp.roll(mixed, i - 1, axis=-1) for i in range(3))
     # moved ** sharpness over its sum, where the powers themselves can be too small for a float.
-    return jax.nn.softmax(heads.sharpness[:, None] * jnp.log(moved + _epsilon(mixed.dtype)))
+    return jax.nn.softmax(heads.sharpness[:, None] * jnp.log(_wide(jnp.asarray(moved)) + _EPSILON)).astype(mixed.dtype)
 
 
 def ntm_step(
@@ -230,7 +243,11 @@ def ntm_step(
     >>> after.memory.round(4).tolist(), read.round(4).tolist()
     ([[0.0, 0.0], [5.0, 6.0], [0.0, 0.0]], [[0.0, 0.0]])
     """
-    last, width = len(state.weights) - 1, state.memory.shape[1]
+    heads_given, _ = _shape("weights", state.weights, "heads slots")
+    _, width = _shape("memory", state.memory, "slots width")
+    if heads_given < 2:
+        raise ValueError(f"an NTM writes with one head and reads with the others, but has {heads_given}")
+    last = heads_given - 1
     _check(key=(heads.key, (last + 1, width)), erase=(erase, (width,)), add=(add, (width,)))
     writer, readers = (jax.tree.map(lambda leaf, s=s: leaf[s], heads) for s in (slice(last, None), slice(0, last)))
     write = address(state.weights[last:], state.memory, writer)

@@ -51,9 +51,8 @@ class AugmentedConv(nn.Module):
         """Maps images `[n, height, width, channels]` to `(logits [n, outputs], keys [n, key_features])`.
 
         Raises:
-            ValueError: x does not hold images, or an attribute is out of its range.
+            ValueError: x does not hold images, or a size is out of its range.
         """
-        self.fast_names()
         if x.ndim != 4:
             raise ValueError(f"x must hold images [n, height, width, channels], but has shape {x.shape}")
         for name, least in (("outputs", 1), ("features", 1), ("convolutions", 0), ("key_features", 1)):

@@ -204,7 +204,7 @@ def metanet(
         A `MetaLearner` whose meta-parameters are a `MetaNetParams`. Metrics: `loss`, `accuracy`.
 
     Raises:
-        ValueError: `hidden` is less than 1, or as `memorise`.
+        ValueError: `hidden` is less than 1, the model has fewer layers than `fast_layers`, or as `memorise`.
 
     >>> learner = metanet(AugmentedConv(5, features=4), hidden=8)
 
@@ -213,6 +213,7 @@ def metanet(
     """
     if hidden < 1:
         raise ValueError(f"hidden must be 1 or more, but is {hidden}")
+    model.fast_names()  # raises if they cannot be
 
     def init(key: jax.Array, episode: Episode) -> MetaNetParams:
         check_episode(episode, ways=model.outputs)

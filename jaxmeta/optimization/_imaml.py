@@ -60,7 +60,7 @@ def imaml_grad(
         solver_steps: products with H.
         damping: delta, which makes the matrix (1 + delta) I + H / lambda; conjugate gradients alone take it.
         mask: which parameters adapt; see `adapt`.
-        has_aux: `loss_fn` also returns a dict of metrics; those of the query set are passed on.
+        has_aux: `loss_fn` also returns a dict of metrics, none called `"loss"`; those of the query set are passed on.
 
     Returns:
         `(grads, metrics)`: the gradient, with the structure of `params`; in `metrics`, `loss` on the query set,

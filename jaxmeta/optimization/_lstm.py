@@ -225,7 +225,7 @@ def lstm_meta_learner(
     def init(key: jax.Array, episode: Episode) -> MetaLSTM:
         start = init_model(model, key, episode)
         layer_key, forget_key, input_key = jax.random.split(jax.random.fold_in(key, 1), 3)
-        dtype = jnp.result_type(*jax.tree.leaves(start))
+        dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(start))  # small steps are lost on biases of 16 bits
         layer = _affine(layer_key, (_INPUTS + hidden, 4 * hidden), (-0.01, 0.01), dtype)
         forget = _affine(forget_key, (hidden + 2,), forget_bias, dtype)
         return MetaLSTM(start, layer, forget, _affine(input_key, (hidden + 2,), input_bias, dtype))

@@ -51,7 +51,7 @@ def maml_grad(
         steps: inner steps K; 0 gives the gradient of the query loss at theta.
         minibatched: `episode.support` has a leading axis of length `steps`, one slice a step.
         mask: which parameters adapt; see `adapt`. The others receive their direct gradient.
-        has_aux: `loss_fn` also returns a dict of metrics; those of the query set are passed on.
+        has_aux: `loss_fn` also returns a dict of metrics, none called `"loss"`; those of the query set are passed on.
         hvp: how inner gradients are differentiated again; see `adapt`, also for losses whose hand-written derivative is
             no true gradient, as a straight-through estimator's, which want `"reverse_over_reverse"`.
         remat: levels of checkpoints; see `adapt`.
@@ -61,8 +61,7 @@ def maml_grad(
 
     Raises:
         TypeError: as `adapt`.
-        ValueError: as `adapt`, `optimizer` has no finite derivative where gradients are zero, or a metric is named
-            `"loss"`.
+        ValueError: as `adapt`, or `optimizer` has no finite derivative where gradients are zero.
 
     >>> import jax.numpy as jnp, optax
     >>> losses = lambda w, batch: batch[0] * (w - batch[1]) ** 2

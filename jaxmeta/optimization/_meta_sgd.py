@@ -53,7 +53,7 @@ def meta_sgd_grad(
         episode: as for `maml_grad`.
         steps: inner steps.
         mask: which parameters adapt; see `adapt`. The rates of the others receive no gradient.
-        has_aux: `loss_fn` also returns a dict of metrics; those of the query set are passed on.
+        has_aux: `loss_fn` also returns a dict of metrics, none called `"loss"`; those of the query set are passed on.
         hvp: how inner gradients are differentiated again; see `adapt`.
         remat: levels of checkpoints; see `adapt`.
 

@@ -65,7 +65,8 @@ def reptile_grad(
         steps: inner steps k. With `steps=1` and SGD this is the gradient of joint training.
         minibatched: `batch` has a leading axis of length `steps`, one slice a step; see `minibatches`.
         mask: which parameters adapt; see `adapt`. The direction of the others is zero.
-        has_aux: `loss_fn` also returns a dict of metrics; those of the last inner step are passed on.
+        has_aux: `loss_fn` also returns a dict of metrics, none called `"loss"`; those of the last inner step are passed
+            on.
 
     Returns:
         `(grads, metrics)`: the direction, with the structure of `params`, and `{"loss": ...}`, the loss that

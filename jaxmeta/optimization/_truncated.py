@@ -51,7 +51,7 @@ def truncated_maml_grad(
         backprop_steps: the last m of them, which are differentiated through; in [0, steps].
         minibatched: `episode.support` has a leading axis of length `steps`, one slice a step.
         mask: which parameters adapt; see `adapt`.
-        has_aux: `loss_fn` also returns a dict of metrics; those of the query set are passed on.
+        has_aux: `loss_fn` also returns a dict of metrics, none called `"loss"`; those of the query set are passed on.
         hvp: how inner gradients are differentiated again; see `adapt`.
         remat: levels of checkpoints; see `adapt`.
 

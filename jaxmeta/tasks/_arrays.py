@@ -87,9 +87,9 @@ def from_folder(path: str | Path, *, image_size: int = 28, grayscale: bool = Tru
     for folder in sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")):
         if files := sorted(f for f in folder.iterdir() if _is_image(f)):
             folders[folder.name] = files
-        elif any(f.is_dir() and not f.name.startswith(".") for f in folder.iterdir()):
+        elif any(_is_image(f) for f in folder.glob("*/*")):
             raise ValueError(
-                f"{folder} holds folders and no images: want one sub-folder of images for each class in {root}; "
+                f"{folder} holds folders of images: want one sub-folder of images for each class in {root}; "
                 "classes to train on and to be judged by can be read apart, or divided by split_classes"
             )
     if not folders:

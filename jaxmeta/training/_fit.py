@@ -79,7 +79,7 @@ def fit(
         config: more to record in `config.json`, JSON-able; a resumed run must bring the same.
         log_every: outer steps in one dispatch, and in one line of metrics.
         checkpoint_every: outer steps between checkpoints, a multiple of `log_every`. The last step is always
-            saved, and Ctrl-C saves the steps of the dispatch that it falls into; a second Ctrl-C does not wait for it.
+            saved, and so are, at Ctrl-C, the steps of the dispatch that it falls into.
         chunk: tasks that a device maps at once; see `batch_meta_grad`.
         devices: how many devices to divide the meta-batch among; see `batch_meta_grad`.
         progress: show a progress bar on standard error.
@@ -91,8 +91,8 @@ def fit(
         FileExistsError: `run_dir` is not empty and `resume` is False.
         FloatingPointError: a metric, the meta-gradient or a meta-parameter is not finite. Checkpoints before that
             step stay.
-        KeyboardInterrupt: after Ctrl-C, once what was done is saved.
-        TypeError: `learner`, `source` or `optimizer` is none.
+        KeyboardInterrupt: after Ctrl-C; with a `run_dir`, once what was done is saved.
+        TypeError: `learner`, `source` or `optimizer` is of another kind.
         ValueError: a number is out of range, a resumed run brings another configuration, or `resume` has no `run_dir`.
 
     >>> from jaxmeta import losses, maml, nn, tasks
@@ -239,13 +239,13 @@ def _check_finite(metrics: dict[str, np.ndarray], first: int) -> None:
 
 def _check_parts(learner: Any, source: Any, optimizer: Any) -> None:
     wanted = {
-        "learner": (learner, ("init", "meta_grad", "predict"), "a MetaLearner"),
+        "learner": (learner, ("init", "meta_grad"), "a MetaLearner"),
         "source": (source, ("sample",), "a tasks.Source(sample, data, info)"),
         "optimizer": (optimizer, ("init", "update"), "an Optax transformation, such as optax.adam(1e-3)"),
     }
     for name, (given, parts, kind) in wanted.items():
         if not all(callable(getattr(given, part, None)) for part in parts):
-            raise TypeError(f"{name} must be {kind}, but is {given!r}")
+            raise TypeError(f"{name} must be {kind}, with {' and '.join(parts)}, but is of type {type(given).__name__}")
 
 
 def _check(steps: int, meta_batch: int, log_every: int, checkpoint_every: int) -> None:
