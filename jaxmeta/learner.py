@@ -5,13 +5,12 @@ grads, metrics    <- meta_grad(params, episode, key)
 predictions       <- predict(params, support, query_x, key)
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import optax
-from flax import errors, linen
 
 from jaxmeta.episode import Batch, Episode
 
@@ -29,41 +28,6 @@ class Model(Protocol):
     def apply(self, params: Params, x: jax.Array, /) -> Any:
         """Logits `[n, ways]` or values `[n, d]` for inputs x `[n, ...]`."""
         ...
-
-
-def init_stateless(model: Model, key: jax.Array, x: jax.Array) -> Params:
-    """Initialises a model for inputs like x `[n, ...]`, and refuses one with mutable state.
-
-    Raises:
-        TypeError: the model lacks `init` or `apply`.
-        ValueError: the model keeps state beside its parameters, such as running statistics, or, a Flax Linen module,
-            asks for random numbers.
-    """
-    if not all(callable(getattr(model, name, None)) for name in ("init", "apply")):
-        raise TypeError(
-            f"model must have init(key, x) and apply(params, x), as a Flax Linen module has, but is {model!r}; any "
-            "pair of functions with these names will do"
-        )
-    params = model.init(key, x)
-    if isinstance(params, Mapping) and "params" in params and len(params) > 1:
-        extra = sorted(set(params) - {"params"})
-        raise ValueError(
-            f"model keeps state beside its parameters ({', '.join(extra)}), which training would lose; "
-            "use a layer without running state, such as jaxmeta.nn.BatchNorm"
-        )
-    if isinstance(model, linen.Module):
-        _check_draws_nothing(model, params, x)
-    return params
-
-
-def _check_draws_nothing(model: linen.Module, params: Params, x: jax.Array) -> None:
-    try:
-        jax.eval_shape(model.apply, params, x)
-    except errors.InvalidRngError as error:
-        raise ValueError(
-            "model draws random numbers, as dropout does, but is applied as a function of parameters and inputs alone: "
-            "switch that off, or write a loss that takes keys from the batch, for maml_grad and its like"
-        ) from error
 
 
 class Comparison(NamedTuple):

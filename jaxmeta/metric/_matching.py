@@ -27,10 +27,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxmeta.episode import Batch, Episode
-from jaxmeta.learner import Comparison, MetaLearner, Model, Params, init_stateless
+from jaxmeta.learner import Comparison, MetaLearner, Model, Params
 from jaxmeta.metric._kernels import check_temperature, cosine_similarity
 from jaxmeta.metric._metric_learner import check_vectors, embed_together, metric_learner, negative_log_likelihood
 from jaxmeta.nn import lstm_update
+from jaxmeta.nn._stateless import init_stateless
 
 
 def matching(encoder: Model, *, temperature: float = 1.0, ways: int | None = None) -> MetaLearner:

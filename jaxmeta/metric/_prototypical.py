@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmeta.episode import Batch, Episode
-from jaxmeta.learner import Comparison, MetaLearner, Model, Params, init_stateless
+from jaxmeta.learner import Comparison, MetaLearner, Model, Params
 from jaxmeta.metric._kernels import Distance, check_distance, check_temperature, class_means, distances, unit
 from jaxmeta.metric._metric_learner import (
     check_vectors,
@@ -30,6 +30,7 @@ from jaxmeta.metric._metric_learner import (
     metric_learner,
     negative_log_likelihood,
 )
+from jaxmeta.nn._stateless import init_stateless
 
 
 def prototypical(

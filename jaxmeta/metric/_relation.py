@@ -23,9 +23,10 @@ import jax.numpy as jnp
 
 from jaxmeta import nn
 from jaxmeta.episode import Batch, Episode
-from jaxmeta.learner import Comparison, MetaLearner, Model, Params, init_stateless
+from jaxmeta.learner import Comparison, MetaLearner, Model, Params
 from jaxmeta.metric._kernels import class_sums
 from jaxmeta.metric._metric_learner import metric_learner
+from jaxmeta.nn._stateless import init_stateless
 
 
 class Relation(Protocol):

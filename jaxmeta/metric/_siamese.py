@@ -24,9 +24,10 @@ import jax.numpy as jnp
 from jax.tree_util import keystr, tree_leaves_with_path
 
 from jaxmeta.episode import Batch, Episode
-from jaxmeta.learner import Comparison, MetaLearner, Model, Params, init_stateless
+from jaxmeta.learner import Comparison, MetaLearner, Model, Params
 from jaxmeta.metric._kernels import class_members
 from jaxmeta.metric._metric_learner import check_vectors, embed_together, metric_learner
+from jaxmeta.nn._stateless import init_stateless
 
 
 class SiameseParams(NamedTuple):

@@ -10,8 +10,9 @@ from jax.core import Tracer
 
 from jaxmeta.episode import Batch, Episode, check_episode, is_classification
 from jaxmeta.inner import Adapted, adapt, check_inner_loop, split_aux
-from jaxmeta.learner import MetaLearner, Metrics, Model, Params, init_stateless
+from jaxmeta.learner import MetaLearner, Metrics, Model, Params
 from jaxmeta.losses import score
+from jaxmeta.nn._stateless import init_stateless
 
 LossFn = Callable[[Any, Any], Any]
 
