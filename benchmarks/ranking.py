@@ -66,8 +66,9 @@ def judge(run: Path) -> dict[str, Any]:
             "its training; want omniglot with --split vinyals or lake"
         )
     _, setup, params, step = presets.load(run, dataclasses.replace(settings, ways=WAYS))
+    source = unseen(settings)
     found = {
-        mode: evaluate(setup.test_learner, params, test_source(settings), episodes=EPISODES, query_mode=mode).summary()
+        mode: evaluate(setup.test_learner, params, source, episodes=EPISODES, query_mode=mode).summary()
         for mode in ("transductive", "inductive")
     }
     rows = [json.loads(words) for words in (run / "metrics.jsonl").read_text().splitlines()]
@@ -89,13 +90,13 @@ def prediction(given: dict[str, Any]) -> Callable[[], Any]:
     """One `predict` of the method with these settings, untrained: the arithmetic is the same."""
     settings = dataclasses.replace(presets.Settings(**given), ways=WAYS)
     learner = presets.build(settings).test_learner
-    source, key = test_source(settings), jax.random.key(0)
+    source, key = unseen(settings), jax.random.key(0)
     episode = jax.jit(source.sample)(source.data, key)
     params, predict = jax.jit(learner.init)(key, episode), jax.jit(learner.predict)
     return lambda: predict(params, episode.support, episode.query.x, key)
 
 
-def test_source(settings: presets.Settings) -> tasks.Source:
+def unseen(settings: presets.Settings) -> tasks.Source:
     """Episodes of test characters, as large as the settings' images."""
     characters = tasks.omniglot("vinyals", "test", image_size=settings.image_size, data_dir=settings.data_dir)
     return tasks.episodes(characters, ways=WAYS, shots=SHOTS, queries=QUERIES)
