@@ -243,12 +243,12 @@ def ntm_step(
     >>> after.memory.round(4).tolist(), read.round(4).tolist()
     ([[0.0, 0.0], [5.0, 6.0], [0.0, 0.0]], [[0.0, 0.0]])
     """
-    heads_given, _ = _shape("weights", state.weights, "heads slots")
+    count, _ = _shape("weights", state.weights, "heads slots")
     _, width = _shape("memory", state.memory, "slots width")
-    if heads_given < 2:
-        raise ValueError(f"an NTM writes with one head and reads with the others, but has {heads_given}")
-    last = heads_given - 1
-    _check(key=(heads.key, (last + 1, width)), erase=(erase, (width,)), add=(add, (width,)))
+    if count < 2:
+        raise ValueError(f"an NTM writes with one head and reads with the others, but has {count}")
+    _check(key=(heads.key, (count, width)), erase=(erase, (width,)), add=(add, (width,)))
+    last = count - 1
     writer, readers = (jax.tree.map(lambda leaf, s=s: leaf[s], heads) for s in (slice(last, None), slice(0, last)))
     write = address(state.weights[last:], state.memory, writer)
     memory = state.memory * (1 - write.T * erase) + write.T * add

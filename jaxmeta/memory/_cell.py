@@ -206,9 +206,9 @@ class MANN(nn.Module):
         self._check()
         if labels.ndim != 2 or len(labels) != len(x):
             raise ValueError(f"labels must have shape [{len(x)}, d], one row for each of x, but have {labels.shape}")
-        own, other = (jax.tree.map(jnp.shape, found) for found in (self.blank(), state))
-        if state is not None and own != other:
-            raise ValueError(f"state must be of a network like this, with shapes {own}, but has {other}")
+        own, given = (jax.tree.map(jnp.shape, found) for found in (self.blank(), state))
+        if state is not None and given != own:
+            raise ValueError(f"state must be of a network like this, with shapes {own}, but has {given}")
         cell = self._cell()
         flat = x.reshape(len(x), math.prod(x.shape[1:]))
         # Each starts by a rule of its own: five numbers of a label would be lost among 400 of an image.
