@@ -166,6 +166,75 @@ def test_convolutions_at_the_edge_are_those_of_jax(padding, size: int) -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("window", [(3,), (2, 3), (2, 1, 2)])
+def test_max_pool_of_any_number_of_axes_has_the_derivatives_of_flax(window: tuple[int, ...]) -> None:
+    x = jnp.round(jax.random.normal(jax.random.key(0), (2, *(6,) * len(window), 2)), 1)  # with ties
+
+    def derivatives(pool):
+        f = lambda x: jnp.sum(jnp.sin(pool(x, window, window)))  # noqa: E731
+        return jax.grad(f)(x), jax.jvp(jax.grad(f), (x,), (jnp.cos(x),))[1]
+
+    assert_trees_close(derivatives(nn.max_pool), derivatives(fnn.max_pool), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.usefixtures("float64")
+def test_gradients_of_max_pool_are_written_once() -> None:
+    """One selection over the images, in place of four that are padded and added up."""
+    x = jnp.ones((2, 8, 8, 3))
+    text = str(jax.make_jaxpr(jax.grad(lambda x: nn.max_pool(x, (2, 2), (2, 2)).sum()))(x))
+    assert "pad[" not in text
+    assert "add_any" not in text
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("padding", ["VALID", "SAME"])
+@pytest.mark.parametrize("use_scale", [True, False])
+def test_batch_norm_that_pools_is_batch_norm_and_then_a_pool(use_scale: bool, padding: str) -> None:
+    norm, x = nn.BatchNorm(use_scale=use_scale), jax.random.normal(jax.random.key(0), (4, 7, 7, 6), jnp.float64)
+    pool = functools.partial(nn.max_pool, window_shape=(2, 2), strides=(2, 2), padding=padding)
+    key = jax.random.key(1)
+    params = norm.init(key, x)
+    params = jax.tree.map(lambda p: jax.random.normal(key, p.shape, jnp.float64), params)
+    if use_scale:
+        assert (params["params"]["scale"] < 0).any()
+    chex.assert_trees_all_equal(norm.init(key, x), norm.init(key, x, pool))
+
+    def derivatives(f):
+        total = lambda params, x: jnp.sum(jnp.sin(f(params, x)))  # noqa: E731
+        grads = jax.grad(total, (0, 1))
+        direction = jax.tree.map(jnp.cos, (params, x))
+        return f(params, x), grads(params, x), jax.jvp(grads, (params, x), direction)[1]
+
+    after = derivatives(lambda params, x: pool(norm.apply(params, x)))
+    assert_trees_close(derivatives(lambda params, x: norm.apply(params, x, pool)), after, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("activation", [fnn.relu, fnn.leaky_relu, fnn.gelu])
+@pytest.mark.parametrize("norm", [True, False])
+def test_conv4_pools_what_it_has_activated(activation, norm: bool) -> None:
+    """Whatever is done first: a network of Flax's own modules, in the order of the papers, has the same outputs."""
+    model = nn.Conv4(None, features=4, activation=activation, norm=norm)
+    x = jax.random.normal(jax.random.key(0), (3, 16, 16, 1), jnp.float64)
+    params = jax.tree.map(
+        lambda p: jax.random.normal(jax.random.key(p.size), p.shape), model.init(jax.random.key(1), x)
+    )
+
+    def by_hand(params, x):
+        for i in range(4):
+            conv, scales = params["params"][f"conv_{i}"], params["params"].get(f"norm_{i}")
+            x = fnn.Conv(4, (3, 3)).apply({"params": conv}, x)
+            if norm:
+                variables = {"params": scales, "batch_stats": {"mean": jnp.zeros(4), "var": jnp.ones(4)}}
+                flaxs = fnn.BatchNorm(use_running_average=False, epsilon=1e-3)
+                x, _ = flaxs.apply(variables, x, mutable="batch_stats")
+            x = fnn.max_pool(activation(x), (2, 2), (2, 2))
+        return x.reshape(len(x), -1)
+
+    np.testing.assert_allclose(model.apply(params, x), by_hand(params, x), rtol=1e-9, atol=1e-10)
+
+
 @pytest.mark.parametrize("place", range(4))
 def test_max_pool_does_not_hide_nan(place: int) -> None:
     x = jnp.arange(4.0).at[place].set(jnp.nan).reshape(1, 2, 2, 1)

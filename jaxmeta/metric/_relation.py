@@ -26,6 +26,7 @@ from jaxmeta.episode import Batch, Episode
 from jaxmeta.learner import Comparison, MetaLearner, Model, Params
 from jaxmeta.metric._kernels import class_sums
 from jaxmeta.metric._metric_learner import metric_learner
+from jaxmeta.nn._pool import halve
 from jaxmeta.nn._stateless import init_stateless
 
 
@@ -152,8 +153,7 @@ class RelationEncoder(fnn.Module):
             )
         for i, padding in enumerate(("VALID", "VALID", "SAME", "SAME")):
             x = _conv(self.features, padding, f"conv_{i}")(x)
-            x = fnn.relu(nn.BatchNorm(epsilon=self.epsilon, name=f"norm_{i}")(x))
-            x = nn.max_pool(x, (2, 2), (2, 2)) if i < 2 else x
+            x = fnn.relu(nn.BatchNorm(epsilon=self.epsilon, name=f"norm_{i}")(x, halve if i < 2 else None))
         return x
 
 
@@ -212,8 +212,7 @@ class RelationModule(fnn.Module):
         return pairs.reshape(-1, *pairs.shape[2:])
 
     def _pooled(self, x: jax.Array, name: str) -> jax.Array:
-        x = fnn.relu(nn.BatchNorm(epsilon=self.epsilon, name=name)(x))
-        return nn.max_pool(x, (2, 2), (2, 2))
+        return fnn.relu(nn.BatchNorm(epsilon=self.epsilon, name=name)(x, halve))
 
     def _dense(self, features: int, name: str) -> fnn.Dense:
         return fnn.Dense(features, kernel_init=fnn.initializers.normal(0.01), bias_init=self.dense_bias_init, name=name)

@@ -12,6 +12,7 @@
 MAML's code draws the head's weights from N(0, 1): `head_init=flax.linen.initializers.normal(1.0)`.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Literal
 
@@ -21,7 +22,10 @@ import jax.numpy as jnp
 
 from jaxmeta.nn._conv import conv_general_dilated
 from jaxmeta.nn._norm import BatchNorm
-from jaxmeta.nn._pool import max_pool
+from jaxmeta.nn._pool import halve
+
+# The largest entry stays the largest under these: they come after the max-pool, and have a quarter of the work.
+_INCREASING = (nn.relu, nn.leaky_relu, nn.elu, nn.softplus, nn.sigmoid, nn.tanh)
 
 
 class _Conv(nn.Module):
@@ -82,13 +86,17 @@ class Conv4(nn.Module):
             ValueError: x is not a batch of images, or `pool`, `padding` or `readout` is unknown.
         """
         self._check(x)
+        pool = functools.partial(halve, padding=self.padding) if self.pool == "max" else None
+        before, after = (pool, None) if self.activation in _INCREASING else (None, pool)
         for i in range(4):
             stride = 2 if self.pool == "stride" else 1
             x = _Conv(self.features, stride, not self.norm, self.kernel_init, name=f"conv_{i}")(x)
             if self.norm:
-                x = BatchNorm(use_scale=self.norm_scale, epsilon=self.epsilon, name=f"norm_{i}")(x)
+                x = BatchNorm(use_scale=self.norm_scale, epsilon=self.epsilon, name=f"norm_{i}")(x, before)
+            elif before:
+                x = before(x)
             x = self.activation(x)
-            x = max_pool(x, (2, 2), (2, 2), self.padding) if self.pool == "max" else x
+            x = after(x) if after else x
         x = x.mean((1, 2)) if self.readout == "mean" else x.reshape(x.shape[0], -1)
         return x if self.outputs is None else nn.Dense(self.outputs, kernel_init=self.head_init, name="head")(x)
 

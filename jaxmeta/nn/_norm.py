@@ -27,14 +27,26 @@ class BatchNorm(nn.Module):
     epsilon: float = 1e-3
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Normalises x `[..., channels]` over all its other axes."""
+    def __call__(self, x: jax.Array, pool: Callable[[jax.Array], jax.Array] | None = None) -> jax.Array:
+        """Normalises x `[..., channels]` over all its other axes.
+
+        Args:
+            x: the batch.
+            pool: a max-pooling of the result. It runs before the normalisation, which then has fewer entries to take:
+                what is largest stays so, and where the factor is negative it was the smallest.
+
+        Returns:
+            As x, or as `pool` leaves it.
+        """
         axes = tuple(range(x.ndim - 1))
-        centred = x - x.mean(axes, keepdims=True)
-        factor = jax.lax.rsqrt((centred**2).mean(axes, keepdims=True) + self.epsilon)
+        mean = x.mean(axes, keepdims=True)
+        factor, sign = jax.lax.rsqrt(((x - mean) ** 2).mean(axes, keepdims=True) + self.epsilon), 1
         if self.use_scale:
-            factor = factor * self._channels(x, "scale", nn.initializers.ones)
-        y = centred * factor
+            scale = self._channels(x, "scale", nn.initializers.ones)
+            factor, sign = factor * scale, jnp.where(scale < 0, -1, 1)
+        if pool is not None:
+            x = sign * pool(sign * x)
+        y = (x - mean) * factor
         return y + self._channels(x, "bias", nn.initializers.zeros) if self.use_bias else y
 
     def _channels(self, x: jax.Array, name: str, init: Callable[..., jax.Array]) -> jax.Array:

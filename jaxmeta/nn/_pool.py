@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import math
 from collections.abc import Sequence
 
 import flax.linen as nn
@@ -14,8 +15,8 @@ def max_pool(
 ) -> jax.Array:
     """Max-pooling, with the signature, values and derivatives of `flax.linen.max_pool`.
 
-    Windows that do not overlap are compared slice by slice, so that derivatives are selections; the general
-    windowed reduction, whose derivatives are slow, serves only where windows overlap or padding is of another kind.
+    Windows that do not overlap are compared corner by corner, and derivatives are selections; the general windowed
+    reduction, whose derivatives are slow, serves only where windows overlap or padding is of another kind.
 
     Args:
         x: `[..., *spatial, channels]`; as in Flax, the axes before may be none, one or several.
@@ -50,14 +51,46 @@ def max_pool(
     if padding == "SAME":
         pads = jax.lax.padtype_to_pads(spatial, window, steps, padding)
         x = jnp.pad(x, ((0, 0), *pads, (0, 0)), constant_values=-jnp.inf) if any(map(any, pads)) else x
-    ends = [size - size % step for size, step in zip(x.shape[1:-1], steps, strict=True)]
-    corners = [
-        x[(slice(None), *(slice(o, end, s) for o, end, s in zip(offset, ends, steps, strict=True)))]
-        for offset in itertools.product(*(range(size) for size in window))
-    ]
-    return functools.reduce(_first_max, corners)
+    ends = (slice(0, size - size % step) for size, step in zip(x.shape[1:-1], steps, strict=True))
+    return _largest(x[(slice(None), *ends)], window)
 
 
-def _first_max(a: jax.Array, b: jax.Array) -> jax.Array:
-    """The larger entry; a where they are equal; NaN where either is."""
-    return jnp.where((b > a) | (b != b), b, a)
+halve = functools.partial(max_pool, window_shape=(2, 2), strides=(2, 2))
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _largest(x: jax.Array, window: tuple[int, ...]) -> jax.Array:
+    """The largest entry of each window; windows lie side by side and fill x."""
+    return _largest_and_place(x, window)[0]
+
+
+@_largest.defjvp
+def _largest_jvp(
+    window: tuple[int, ...], primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    """Picks the tangents at the places of the largest entries, by a mask over x as a whole.
+
+    Left to itself, JAX would write the cotangent of each corner of the windows into zeros of its own, and add these up.
+    """
+    (x,), (tangent,) = primals, tangents
+    largest, place = _largest_and_place(x, window)
+    sizes = [part for k, size in zip(window, x.shape[1:-1], strict=True) for part in (size // k, k)]
+    inside = tuple(range(2, 2 + len(sizes), 2))
+    corner = jnp.arange(math.prod(window), dtype=place.dtype).reshape([k for k in window for k in (1, k)] + [1])
+    mask = jnp.expand_dims(place, inside) == corner
+    picked = jnp.where(mask, tangent.reshape(len(x), *sizes, x.shape[-1]), 0).sum(inside)
+    return largest, picked
+
+
+def _largest_and_place(x: jax.Array, window: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+    """The largest entry of each window, and the number of the corner that it is in: the first, if several are equal.
+
+    NaN counts as larger than everything.
+    """
+    starts = itertools.product(*(range(k) for k in window))
+    corners = [x[(slice(None), *(slice(o, None, k) for o, k in zip(start, window, strict=True)))] for start in starts]
+    largest, place = corners[0], jnp.zeros(corners[0].shape, jnp.int32)
+    for number, corner in enumerate(corners[1:], 1):
+        larger = (corner > largest) | (corner != corner)
+        largest, place = jnp.where(larger, corner, largest), jnp.where(larger, number, place)
+    return largest, place
