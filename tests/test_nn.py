@@ -13,7 +13,7 @@ import pytest
 from helpers import assert_trees_close
 
 from jaxmeta import nn
-from jaxmeta.nn import _trilinear
+from jaxmeta.nn import _conv4, _trilinear
 
 
 def count(model, shape) -> int:
@@ -169,7 +169,7 @@ def test_convolutions_at_the_edge_are_those_of_jax(padding, size: int) -> None:
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("window", [(3,), (2, 3), (2, 1, 2)])
 def test_max_pool_of_any_number_of_axes_has_the_derivatives_of_flax(window: tuple[int, ...]) -> None:
-    x = jnp.round(jax.random.normal(jax.random.key(0), (2, *(6,) * len(window), 2)), 1)  # with ties
+    x = jnp.round(jax.random.normal(jax.random.key(0), (4, *(6,) * len(window), 2)))  # so that there are ties
 
     def derivatives(pool):
         f = lambda x: jnp.sum(jnp.sin(pool(x, window, window)))  # noqa: E731
@@ -178,7 +178,6 @@ def test_max_pool_of_any_number_of_axes_has_the_derivatives_of_flax(window: tupl
     assert_trees_close(derivatives(nn.max_pool), derivatives(fnn.max_pool), rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.usefixtures("float64")
 def test_gradients_of_max_pool_are_written_once() -> None:
     """One selection over the images, in place of four that are padded and added up."""
     x = jnp.ones((2, 8, 8, 3))
@@ -195,7 +194,7 @@ def test_batch_norm_that_pools_is_batch_norm_and_then_a_pool(use_scale: bool, pa
     pool = functools.partial(nn.max_pool, window_shape=(2, 2), strides=(2, 2), padding=padding)
     key = jax.random.key(1)
     params = norm.init(key, x)
-    params = jax.tree.map(lambda p: jax.random.normal(key, p.shape, jnp.float64), params)
+    params = random_params(params)
     if use_scale:
         assert (params["params"]["scale"] < 0).any()
     chex.assert_trees_all_equal(norm.init(key, x), norm.init(key, x, pool))
@@ -211,15 +210,13 @@ def test_batch_norm_that_pools_is_batch_norm_and_then_a_pool(use_scale: bool, pa
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("activation", [fnn.relu, fnn.leaky_relu, fnn.gelu])
-@pytest.mark.parametrize("norm", [True, False])
-def test_conv4_pools_what_it_has_activated(activation, norm: bool) -> None:
-    """Whatever is done first: a network of Flax's own modules, in the order of the papers, has the same outputs."""
-    model = nn.Conv4(None, features=4, activation=activation, norm=norm)
-    x = jax.random.normal(jax.random.key(0), (3, 16, 16, 1), jnp.float64)
-    params = jax.tree.map(
-        lambda p: jax.random.normal(jax.random.key(p.size), p.shape), model.init(jax.random.key(1), x)
-    )
+@pytest.mark.parametrize("activation", [*_conv4._NON_DECREASING, fnn.gelu, functools.partial(fnn.leaky_relu)])
+@pytest.mark.parametrize(("norm", "padding"), [(True, "VALID"), (False, "SAME")])
+def test_conv4_pools_what_it_has_activated(activation, norm: bool, padding: str) -> None:
+    """Whatever is done first: a network of Flax's own modules, in the order of the papers, is the same function."""
+    model = nn.Conv4(None, features=4, activation=activation, norm=norm, padding=padding)
+    x = jax.random.normal(jax.random.key(0), (3, 18, 18, 1), jnp.float64)
+    params = random_params(model.init(jax.random.key(1), x))
 
     def by_hand(params, x):
         for i in range(4):
@@ -229,10 +226,37 @@ def test_conv4_pools_what_it_has_activated(activation, norm: bool) -> None:
                 variables = {"params": scales, "batch_stats": {"mean": jnp.zeros(4), "var": jnp.ones(4)}}
                 flaxs = fnn.BatchNorm(use_running_average=False, epsilon=1e-3)
                 x, _ = flaxs.apply(variables, x, mutable="batch_stats")
-            x = fnn.max_pool(activation(x), (2, 2), (2, 2))
+            x = fnn.max_pool(activation(x), (2, 2), (2, 2), padding)
         return x.reshape(len(x), -1)
 
-    np.testing.assert_allclose(model.apply(params, x), by_hand(params, x), rtol=1e-9, atol=1e-10)
+    def value_and_gradient(f):
+        return f(params, x), jax.grad(lambda params, x: jnp.sum(jnp.sin(f(params, x))), (0, 1))(params, x)
+
+    assert_trees_close(value_and_gradient(model.apply), value_and_gradient(by_hand), rtol=1e-8, atol=1e-9)
+
+
+def random_params(params):
+    """Normal ones, no two alike."""
+    leaves, treedef = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(4), len(leaves))
+    drawn = [jax.random.normal(key, leaf.shape, jnp.float64) for key, leaf in zip(keys, leaves, strict=True)]
+    return jax.tree.unflatten(treedef, drawn)
+
+
+def test_batch_norm_pools_images_of_any_type() -> None:
+    x = jnp.asarray(np.random.default_rng(0).integers(0, 256, (2, 4, 4, 2)), jnp.uint8)
+    norm, pool = nn.BatchNorm(), functools.partial(nn.max_pool, window_shape=(2, 2), strides=(2, 2))
+    params = {"params": {"scale": jnp.array([-1.0, 2.0]), "bias": jnp.zeros(2)}}
+    np.testing.assert_allclose(norm.apply(params, x, pool), pool(norm.apply(params, x)), rtol=1e-6)
+
+
+def test_gradients_of_max_pool_follow_explicit_sharding() -> None:
+    sharding = jax.NamedSharding(jax.make_mesh((2,), ("devices",)), jax.P("devices"))
+    x = jax.random.normal(jax.random.key(0), (4, 4, 4, 1))
+    gradient = jax.jit(jax.grad(lambda x: (nn.max_pool(x, (2, 2), (2, 2)) ** 2).sum()))
+    with jax.set_mesh(sharding.mesh):
+        divided = gradient(jax.device_put(x, sharding))
+    np.testing.assert_array_equal(divided, gradient(x))
 
 
 @pytest.mark.parametrize("place", range(4))

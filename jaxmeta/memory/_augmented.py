@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from jaxmeta.learner import Params
 from jaxmeta.nn import conv_general_dilated
-from jaxmeta.nn._pool import halve
+from jaxmeta.nn._pool import max_pool_2x2
 
 Layer = dict[str, jax.Array]
 
@@ -64,7 +64,7 @@ class AugmentedConv(nn.Module):
             name = f"conv_{i}"
             slow = self._slow(name, (3, 3, x.shape[-1], self.features))
             x = _total([nn.relu(_conv(x, layer)) for layer in _both(slow, fast.get(name))])
-            x = halve(x, padding="SAME")
+            x = max_pool_2x2(x, padding="SAME")
         x = x.reshape(len(x), math.prod(x.shape[1:]))
         slow = self._slow("dense", (x.shape[1], self.key_features))
         parts = [_dense(x, layer) for layer in _both(slow, fast.get("dense"))]

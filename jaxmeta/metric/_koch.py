@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmeta import nn
-from jaxmeta.nn._pool import halve
+from jaxmeta.nn._pool import max_pool_2x2
 
 
 def _biases(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
@@ -59,7 +59,7 @@ class KochTwin(fnn.Module):
                 name=f"conv_{i}",
             )(x)
             x = fnn.relu(x)
-            x = halve(x) if i < last else x
+            x = max_pool_2x2(x) if i < last else x
         x = x.reshape(x.shape[0], -1)
         dense = fnn.Dense(self.width, kernel_init=fnn.initializers.normal(0.2), bias_init=_biases, name="dense")
         return jax.nn.sigmoid(dense(x))
@@ -99,6 +99,6 @@ class SmallTwin(fnn.Module):
         _check_images(x, 8)
         for i in range(4):
             conv = fnn.Conv(self.features, (3, 3), conv_general_dilated=nn.conv_general_dilated, name=f"conv_{i}")
-            x = fnn.relu(nn.BatchNorm(epsilon=1e-5, name=f"norm_{i}")(conv(x), halve if i < 3 else None))
+            x = fnn.relu(nn.BatchNorm(epsilon=1e-5, name=f"norm_{i}")(conv(x), max_pool_2x2 if i < 3 else None))
         x = fnn.Dense(self.width, name="dense")(x.reshape(x.shape[0], -1))
         return jax.nn.sigmoid(nn.BatchNorm(epsilon=1e-5, name="norm_dense")(x))

@@ -26,7 +26,7 @@ from jaxmeta.episode import Batch, Episode
 from jaxmeta.learner import Comparison, MetaLearner, Model, Params
 from jaxmeta.metric._kernels import class_sums
 from jaxmeta.metric._metric_learner import metric_learner
-from jaxmeta.nn._pool import halve
+from jaxmeta.nn._pool import max_pool_2x2
 from jaxmeta.nn._stateless import init_stateless
 
 
@@ -153,7 +153,7 @@ class RelationEncoder(fnn.Module):
             )
         for i, padding in enumerate(("VALID", "VALID", "SAME", "SAME")):
             x = _conv(self.features, padding, f"conv_{i}")(x)
-            x = fnn.relu(nn.BatchNorm(epsilon=self.epsilon, name=f"norm_{i}")(x, halve if i < 2 else None))
+            x = fnn.relu(nn.BatchNorm(epsilon=self.epsilon, name=f"norm_{i}")(x, max_pool_2x2 if i < 2 else None))
         return x
 
 
@@ -212,7 +212,7 @@ class RelationModule(fnn.Module):
         return pairs.reshape(-1, *pairs.shape[2:])
 
     def _pooled(self, x: jax.Array, name: str) -> jax.Array:
-        return fnn.relu(nn.BatchNorm(epsilon=self.epsilon, name=name)(x, halve))
+        return fnn.relu(nn.BatchNorm(epsilon=self.epsilon, name=name)(x, max_pool_2x2))
 
     def _dense(self, features: int, name: str) -> fnn.Dense:
         return fnn.Dense(features, kernel_init=fnn.initializers.normal(0.01), bias_init=self.dense_bias_init, name=name)

@@ -22,10 +22,11 @@ import jax.numpy as jnp
 
 from jaxmeta.nn._conv import conv_general_dilated
 from jaxmeta.nn._norm import BatchNorm
-from jaxmeta.nn._pool import halve
+from jaxmeta.nn._pool import max_pool_2x2
 
-# The largest entry stays the largest under these: they come after the max-pool, and have a quarter of the work.
-_INCREASING = (nn.relu, nn.leaky_relu, nn.elu, nn.softplus, nn.sigmoid, nn.tanh)
+# The largest entry stays the largest under these: they come after the max-pool, and have a quarter of the work. Others,
+# and functions that JAX does not know by name, come before.
+_NON_DECREASING = (nn.relu, nn.leaky_relu, nn.elu, nn.softplus, nn.sigmoid, nn.tanh)
 
 
 class _Conv(nn.Module):
@@ -55,13 +56,13 @@ class Conv4(nn.Module):
     Attributes:
         outputs: width of the linear head, `ways` for a classifier; None for the embedding itself.
         features: channels of every convolution.
-        pool: what halves the image: `"max"`, a 2x2 max-pool, or `"stride"`, a stride of 2.
+        pool: what max_pool_2x2s the image: `"max"`, a 2x2 max-pool, or `"stride"`, a stride of 2.
         padding: what max-pools do with odd edges: `"VALID"` drops them, `"SAME"` pads them.
         readout: `"flatten"` keeps every position's channels, `"mean"` averages over positions.
         norm: put batch normalisation before each ReLU.
         norm_scale: learn batch normalisation's factor beside its offset.
         epsilon: batch normalisation's epsilon.
-        activation: applied at the end of each block; MAML++ has `flax.linen.leaky_relu`.
+        activation: of each block, before its max-pool; MAML++ has `flax.linen.leaky_relu`.
         kernel_init: initialiser of the convolutions; biases start at 0.
         head_init: initialiser of the head's weights; its bias starts at 0.
     """
@@ -86,8 +87,8 @@ class Conv4(nn.Module):
             ValueError: x is not a batch of images, or `pool`, `padding` or `readout` is unknown.
         """
         self._check(x)
-        pool = functools.partial(halve, padding=self.padding) if self.pool == "max" else None
-        before, after = (pool, None) if self.activation in _INCREASING else (None, pool)
+        pool = functools.partial(max_pool_2x2, padding=self.padding) if self.pool == "max" else None
+        before, after = (pool, None) if self.activation in _NON_DECREASING else (None, pool)
         for i in range(4):
             stride = 2 if self.pool == "stride" else 1
             x = _Conv(self.features, stride, not self.norm, self.kernel_init, name=f"conv_{i}")(x)

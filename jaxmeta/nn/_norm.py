@@ -32,21 +32,24 @@ class BatchNorm(nn.Module):
 
         Args:
             x: the batch.
-            pool: a max-pooling of the result. It runs before the normalisation, which then has fewer entries to take:
-                what is largest stays so, and where the factor is negative it was the smallest.
+            pool: a max-pooling to follow; None for none. The result is that of `pool(norm(x))`, with the mean and
+                variance of all of x, but no more is normalised than pooling keeps: the largest entries, and in channels
+                of a negative scale the smallest. For another kind of pooling, that is not the same.
 
         Returns:
-            As x, or as `pool` leaves it.
+            The normalised batch, pooled if `pool` is given. At a scale of exactly zero, where all entries of a window
+            are equal, its derivative is that from above.
         """
         axes = tuple(range(x.ndim - 1))
-        mean = x.mean(axes, keepdims=True)
-        factor, sign = jax.lax.rsqrt(((x - mean) ** 2).mean(axes, keepdims=True) + self.epsilon), 1
+        centred = x - x.mean(axes, keepdims=True)
+        factor = jax.lax.rsqrt((centred**2).mean(axes, keepdims=True) + self.epsilon)
+        sign = 1
         if self.use_scale:
             scale = self._channels(x, "scale", nn.initializers.ones)
             factor, sign = factor * scale, jnp.where(scale < 0, -1, 1)
         if pool is not None:
-            x = sign * pool(sign * x)
-        y = (x - mean) * factor
+            centred = sign * pool(sign * centred)
+        y = centred * factor
         return y + self._channels(x, "bias", nn.initializers.zeros) if self.use_bias else y
 
     def _channels(self, x: jax.Array, name: str, init: Callable[..., jax.Array]) -> jax.Array:

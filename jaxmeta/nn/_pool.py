@@ -55,7 +55,7 @@ def max_pool(
     return _largest(x[(slice(None), *ends)], window)
 
 
-halve = functools.partial(max_pool, window_shape=(2, 2), strides=(2, 2))
+max_pool_2x2 = functools.partial(max_pool, window_shape=(2, 2), strides=(2, 2))
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
@@ -74,11 +74,12 @@ def _largest_jvp(
     """
     (x,), (tangent,) = primals, tangents
     largest, place = _largest_and_place(x, window)
-    sizes = [part for k, size in zip(window, x.shape[1:-1], strict=True) for part in (size // k, k)]
-    inside = tuple(range(2, 2 + len(sizes), 2))
-    corner = jnp.arange(math.prod(window), dtype=place.dtype).reshape([k for k in window for k in (1, k)] + [1])
-    mask = jnp.expand_dims(place, inside) == corner
-    picked = jnp.where(mask, tangent.reshape(len(x), *sizes, x.shape[-1]), 0).sum(inside)
+    inside = tuple(range(2, 2 + 2 * len(window), 2))
+    for axis, k in zip(inside, window, strict=True):  # one by one: JAX knows how to shard that
+        before, (size, *after) = tangent.shape[: axis - 1], tangent.shape[axis - 1 :]
+        tangent = tangent.reshape(*before, size // k, k, *after)
+    corner = jnp.arange(math.prod(window), dtype=place.dtype).reshape([k for size in window for k in (1, size)] + [1])
+    picked = jnp.where(jnp.expand_dims(place, inside) == corner, tangent, 0).sum(inside)
     return largest, picked
 
 
