@@ -14,6 +14,15 @@ from helpers import assert_trees_close
 
 from jaxmeta import nn
 from jaxmeta.nn import _conv4, _trilinear
+from jaxmeta.nn._pool import max_pool_2x2
+
+
+def random_params(params):
+    """Normal ones, no two alike."""
+    leaves, treedef = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(4), len(leaves))
+    drawn = [jax.random.normal(key, leaf.shape, jnp.float64) for key, leaf in zip(keys, leaves, strict=True)]
+    return jax.tree.unflatten(treedef, drawn)
 
 
 def count(model, shape) -> int:
@@ -191,10 +200,8 @@ def test_gradients_of_max_pool_are_written_once() -> None:
 @pytest.mark.parametrize("use_scale", [True, False])
 def test_batch_norm_that_pools_is_batch_norm_and_then_a_pool(use_scale: bool, padding: str) -> None:
     norm, x = nn.BatchNorm(use_scale=use_scale), jax.random.normal(jax.random.key(0), (4, 7, 7, 6), jnp.float64)
-    pool = functools.partial(nn.max_pool, window_shape=(2, 2), strides=(2, 2), padding=padding)
-    key = jax.random.key(1)
-    params = norm.init(key, x)
-    params = random_params(params)
+    pool, key = functools.partial(max_pool_2x2, padding=padding), jax.random.key(1)
+    params = random_params(norm.init(key, x))
     if use_scale:
         assert (params["params"]["scale"] < 0).any()
     chex.assert_trees_all_equal(norm.init(key, x), norm.init(key, x, pool))
@@ -235,19 +242,11 @@ def test_conv4_pools_what_it_has_activated(activation, norm: bool, padding: str)
     assert_trees_close(value_and_gradient(model.apply), value_and_gradient(by_hand), rtol=1e-8, atol=1e-9)
 
 
-def random_params(params):
-    """Normal ones, no two alike."""
-    leaves, treedef = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(4), len(leaves))
-    drawn = [jax.random.normal(key, leaf.shape, jnp.float64) for key, leaf in zip(keys, leaves, strict=True)]
-    return jax.tree.unflatten(treedef, drawn)
-
-
 def test_batch_norm_pools_images_of_any_type() -> None:
     x = jnp.asarray(np.random.default_rng(0).integers(0, 256, (2, 4, 4, 2)), jnp.uint8)
-    norm, pool = nn.BatchNorm(), functools.partial(nn.max_pool, window_shape=(2, 2), strides=(2, 2))
+    norm = nn.BatchNorm()
     params = {"params": {"scale": jnp.array([-1.0, 2.0]), "bias": jnp.zeros(2)}}
-    np.testing.assert_allclose(norm.apply(params, x, pool), pool(norm.apply(params, x)), rtol=1e-6)
+    np.testing.assert_allclose(norm.apply(params, x, max_pool_2x2), max_pool_2x2(norm.apply(params, x)), rtol=1e-6)
 
 
 def test_gradients_of_max_pool_follow_explicit_sharding() -> None:

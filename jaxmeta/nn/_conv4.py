@@ -24,8 +24,8 @@ from jaxmeta.nn._conv import conv_general_dilated
 from jaxmeta.nn._norm import BatchNorm
 from jaxmeta.nn._pool import max_pool_2x2
 
-# The largest entry stays the largest under these: they come after the max-pool, and have a quarter of the work. Others,
-# and functions that JAX does not know by name, come before.
+# The largest entry stays the largest under these: they come after the max-pool, and have a quarter of the work. Any
+# other activation comes before it, a partial or a lambda of one of these too.
 _NON_DECREASING = (nn.relu, nn.leaky_relu, nn.elu, nn.softplus, nn.sigmoid, nn.tanh)
 
 
@@ -56,7 +56,7 @@ class Conv4(nn.Module):
     Attributes:
         outputs: width of the linear head, `ways` for a classifier; None for the embedding itself.
         features: channels of every convolution.
-        pool: what max_pool_2x2s the image: `"max"`, a 2x2 max-pool, or `"stride"`, a stride of 2.
+        pool: what halves the image: `"max"`, a 2x2 max-pool, or `"stride"`, a stride of 2.
         padding: what max-pools do with odd edges: `"VALID"` drops them, `"SAME"` pads them.
         readout: `"flatten"` keeps every position's channels, `"mean"` averages over positions.
         norm: put batch normalisation before each ReLU.

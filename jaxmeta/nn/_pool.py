@@ -55,6 +55,7 @@ def max_pool(
     return _largest(x[(slice(None), *ends)], window)
 
 
+# As the networks of the literature halve an image.
 max_pool_2x2 = functools.partial(max_pool, window_shape=(2, 2), strides=(2, 2))
 
 
