@@ -259,9 +259,9 @@ CELLS = {
         "Omniglot",
         "jaxmeta train reptile --dataset omniglot --steps 40000",
         (
-            "jaxmeta evaluate RUN --query-mode inductive",
+            "jaxmeta evaluate RUN --query-mode inductive --no-by-step",
             "jaxmeta evaluate RUN --shots 5",
-            "jaxmeta evaluate RUN --shots 5 --query-mode inductive",
+            "jaxmeta evaluate RUN --shots 5 --query-mode inductive --no-by-step",
         ),
         (
             Accuracy(5, 1, "97.68 ± 0.04"),
@@ -277,7 +277,7 @@ CELLS = {
         "Reptile",
         "Omniglot",
         "jaxmeta train reptile --dataset omniglot --ways 20 --steps 10000",
-        ("jaxmeta evaluate RUN --query-mode inductive",),
+        ("jaxmeta evaluate RUN --query-mode inductive --no-by-step",),
         (Accuracy(20, 1, "89.43 ± 0.14"), Accuracy(20, 1, "88.14 ± 0.15", "inductive")),
         _REPTILE,
         5 * 200_000,

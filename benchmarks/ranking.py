@@ -68,7 +68,7 @@ def judge(run: Path) -> dict[str, Any]:
     _, setup, params, step = presets.load(run, dataclasses.replace(settings, ways=WAYS))
     source = unseen(settings)
     found = {
-        mode: evaluate(setup.test_learner, params, source, episodes=EPISODES, query_mode=mode).summary()
+        mode: evaluate(setup.test_learner, params, source, episodes=EPISODES, query_mode=mode, by_step=False).summary()
         for mode in ("transductive", "inductive")
     }
     rows = [json.loads(words) for words in (run / "metrics.jsonl").read_text().splitlines()]

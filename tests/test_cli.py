@@ -110,7 +110,9 @@ def test_a_method_trains_on_images_of_ones_own(method: str, tmp_path: Path, caps
     assert result["metric"] == "accuracy"
     assert result["source"]["name"] == "letters"
     assert (tmp_path / "run" / "episode.png").exists()
-    assert run("evaluate", tmp_path / "run", "--query-mode", "inductive") == 0
+    assert run("evaluate", tmp_path / "run", "--query-mode", "inductive", "--no-by-step") == 0
+    (judged,) = (tmp_path / "run").glob("evaluation-*-inductive-*.json")
+    assert json.loads(judged.read_text())["by_step"] is None
     used = json.loads((tmp_path / "run" / "config.json").read_text())["source"]["ways"]
     assert used == (6 if presets.settings(method, str(tmp_path / "letters")).train_ways else 2), "a preset's ways fit"
     if method == "prototypical":

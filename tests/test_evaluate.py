@@ -23,6 +23,8 @@ def nearest(params, support: Batch, query_x, key):
 
 NEAREST = MetaLearner(lambda key, episode: (), lambda *_: ((), {}), nearest)
 
+MODES = ("transductive", "inductive")
+
 
 def test_mean_and_interval_are_those_of_the_episodes() -> None:
     found = evaluate(NEAREST, (), GLYPHS, episodes=70, seed=3)
@@ -62,6 +64,15 @@ def test_the_summary_is_json_and_says_how() -> None:
     assert "values" not in found
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_the_last_step_alone_is_the_last_of_all(mode: str) -> None:
+    every = evaluate(LEARNER, PARAMS, GLYPHS, episodes=20, query_mode=mode)
+    last = evaluate(LEARNER, PARAMS, GLYPHS, episodes=20, query_mode=mode, by_step=False)
+    assert last.by_step is None
+    np.testing.assert_array_equal(last.values, every.values)
+    assert last._replace(by_step=every.by_step, values=every.values) == every
+
+
 def test_modes_differ_where_the_batch_matters_and_only_there() -> None:
     scores = {mode: evaluate(LEARNER, PARAMS, GLYPHS, episodes=40, query_mode=mode).values for mode in MODES}
     assert not np.array_equal(scores["transductive"], scores["inductive"]), "batch normalisation mixes the queries"
@@ -87,9 +98,6 @@ def test_a_learner_cannot_rebuild_the_episode_from_its_key() -> None:
         lambda key, episode: (), lambda *_: ((), {}), lambda p, s, x, key: source.sample((), key).query.y
     )
     assert evaluate(cheat, (), source, episodes=100).mean > 4.0
-
-
-MODES = ("transductive", "inductive")
 
 
 def test_chunks_do_not_change_the_result() -> None:

@@ -91,6 +91,8 @@ class Evaluate:
     """Test episodes. Default: the run's."""
     query_mode: Literal["transductive", "inductive"] | None = None
     """Whether test queries are seen together, or each alone with the support set. Default: the run's."""
+    by_step: bool = True
+    """Judge after every adaptation step, and not after the last alone; many steps want many predictions."""
     seed: int | None = None
     """Of the test episodes. Default: the run's."""
     data_dir: str | None = None

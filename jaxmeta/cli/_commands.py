@@ -110,6 +110,7 @@ def evaluate(command: Evaluate) -> None:
         episodes=settings.episodes,
         seed=config["fit"]["seed"] if command.seed is None else command.seed,
         query_mode=settings.query_mode,  # pyright: ignore[reportArgumentType]
+        by_step=command.by_step,
     )
     inner_steps = settings.eval_inner_steps if setup.learner.predict_path is not None else None
     found = {"step": step, "inner_steps": inner_steps, **_judged(evaluation)}

@@ -34,7 +34,8 @@ class Evaluation(NamedTuple):
         metric: `"accuracy"` (share, in [0, 1]) or `"mse"` (squared target units).
         mean: the metric's mean over episodes.
         interval: half the width of its 95 % interval.
-        by_step: `(mean, interval)` after 0, 1, .., K adaptation steps; None if the learner does not adapt in steps.
+        by_step: `(mean, interval)` after 0, 1, .., K adaptation steps; None if the learner does not adapt in steps, or
+            nobody asked for them.
         query_mode: how queries shared a batch.
         episodes: how many.
         seed: what the list of episodes was made from.
@@ -67,6 +68,7 @@ def evaluate(
     episodes: int = 600,
     seed: int = 0,
     query_mode: QueryMode = "transductive",
+    by_step: bool = True,
     chunk: int | None = None,
 ) -> Evaluation:
     """Judges meta-parameters on a frozen list of episodes.
@@ -80,6 +82,8 @@ def evaluate(
         query_mode: `"transductive"`: the learner sees all queries of an episode at once, as in MAML's code, so
             batch normalisation shares information among them. `"inductive"`: it sees each query alone with the
             support inputs, so that a prediction does not depend on the company its query keeps.
+        by_step: judge after every adaptation step, where the learner adapts in steps, and not after the last alone.
+            Each costs as many predictions as the last, more than adaptation itself where inductive queries are many.
         chunk: episodes mapped at once; None chooses, see `batch_meta_grad`.
 
     Returns:
@@ -109,7 +113,7 @@ def evaluate(
     adapt_keys = jax.random.split(jax.random.fold_in(jax.random.clone(root), 1), episodes)
     parts = [slice(start, start + _BLOCK) for start in range(0, episodes, _BLOCK)]
     blocks = ((_sample(source.sample, source.data, keys[part]), adapt_keys[part]) for part in parts)
-    return _judge(learner, params, blocks, query_mode, chunk, seed, source.info)
+    return _judge(learner, params, blocks, query_mode, by_step, chunk, seed, source.info)
 
 
 def evaluate_runs(
@@ -152,7 +156,7 @@ def evaluate_runs(
     if count < 2:
         raise ValueError(f"runs must be 2 or more for an interval, but are {count}")
     keys = jax.random.split(jax.random.key(seed), count)
-    return _judge(learner, params, [(runs, keys)], query_mode, None, seed, info or {})
+    return _judge(learner, params, [(runs, keys)], query_mode, True, None, seed, info or {})
 
 
 def _judge(
@@ -160,6 +164,7 @@ def _judge(
     params: Params,
     blocks: Iterable[tuple[Episode, jax.Array]],
     query_mode: QueryMode,
+    by_step: bool,
     chunk: int | None,
     seed: int,
     info: Mapping[str, Any],
@@ -167,6 +172,8 @@ def _judge(
     """What comes of blocks of episodes and the keys that the learner draws from in them."""
     if query_mode not in get_args(QueryMode):
         raise ValueError(f"query_mode must be one of {get_args(QueryMode)}, but is {query_mode!r}")
+    if not by_step:
+        learner = learner._replace(predict_path=None)
     digest, tables, params, metric = hashlib.sha256(), [], unbound(params), ""
     for block, keys in blocks:
         if block.query.x.shape[1] == 0:
@@ -183,9 +190,9 @@ def _judge(
         tables.append(table)
     table = np.concatenate(tables)
     _check_finite(metric, table, learner.predict_path is not None)
-    by_step = [_mean_interval(column) for column in table.T] if learner.predict_path is not None else None
+    steps = [_mean_interval(column) for column in table.T] if learner.predict_path is not None else None
     final, found = table[:, -1], digest.hexdigest()
-    return Evaluation(metric, *_mean_interval(final), by_step, query_mode, len(table), seed, found, dict(info), final)
+    return Evaluation(metric, *_mean_interval(final), steps, query_mode, len(table), seed, found, dict(info), final)
 
 
 def _mean_interval(values: np.ndarray) -> tuple[float, float]:
