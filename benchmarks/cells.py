@@ -281,7 +281,8 @@ CELLS = {
         (Accuracy(20, 1, "89.43 ± 0.14"), Accuracy(20, 1, "88.14 ± 0.15", "inductive")),
         _REPTILE,
         5 * 200_000,
-        _REPTILES,
+        f"{_REPTILES} A twentieth of the paper's steps, over which the outer step falls to 0: of what a training task "
+        "adapts on, 89 % came out right halfway, and 92 % at the end.",
     ),
     "prototypical-omniglot-1shot": Cell(
         "Prototypical Networks",
