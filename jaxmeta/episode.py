@@ -66,7 +66,7 @@ def check_episode(episode: Episode, *, ways: int | None = None) -> None:
             values unchecked.
 
     Raises:
-        TypeError: a part is not a `Batch`, or support and query disagree on the kind of target.
+        TypeError: it is no `Episode`, a part is no `Batch`, or support and query disagree on the kind of target.
         ValueError: lengths or shapes disagree, a label falls outside `[0, ways)`, or a class has no support example.
 
     >>> import jax.numpy as jnp
@@ -76,6 +76,7 @@ def check_episode(episode: Episode, *, ways: int | None = None) -> None:
       ...
     ValueError: support.x holds 5 examples, but support.y holds 4 targets (shapes (5, 3) and (4,))
     """
+    check_is_episode(episode)
     for name, batch in zip(Episode._fields, episode, strict=True):
         check_batch(name, batch, ways)
     support, query = episode
@@ -94,6 +95,12 @@ def check_episode(episode: Episode, *, ways: int | None = None) -> None:
             "support.y and query.y must hold targets of one shape, but a support target has shape "
             f"{support.y.shape[1:]} and a query target {query.y.shape[1:]}"
         )
+
+
+def check_is_episode(episode: Any) -> None:
+    """Raises if what is given for an episode is something else, such as a pair."""
+    if not isinstance(episode, Episode):
+        raise TypeError(f"episode must be a jaxmeta.Episode(support, query), but is a {type(episode).__name__}")
 
 
 def check_batch(name: str, batch: Any, ways: int | None) -> None:

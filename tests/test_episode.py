@@ -42,6 +42,12 @@ def test_what_is_wrong_is_named(episode, error, message: str) -> None:
         check_episode(Episode(*episode), ways=2)
 
 
+@pytest.mark.parametrize(("given", "kind"), [((batch(), batch()), "tuple"), (batch(), "Batch")])
+def test_a_task_is_an_episode(given, kind: str) -> None:
+    with pytest.raises(TypeError, match=rf"episode must be a jaxmeta.Episode\(support, query\), but is a {kind}"):
+        check_episode(given)
+
+
 def test_losses_name_targets_that_do_not_fit() -> None:
     with pytest.raises(TypeError, match=r"targets must be integer labels \[n\], but have dtype float32"):
         losses.cross_entropy(jnp.zeros((4, 2)), jnp.zeros(4))

@@ -13,6 +13,7 @@ import pytest
 from helpers import assert_trees_close, assert_trees_equal, to_float64
 
 from jaxmeta import (
+    Batch,
     MetaLearner,
     anil,
     batch_meta_grad,
@@ -208,6 +209,13 @@ def test_gradients_have_their_structure_their_key_and_one_trace(row: Row) -> Non
     assert_trees_equal(first, again)
     same = all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(other), strict=True))
     assert same != row.uses_key
+
+
+def test_a_pair_is_no_episode(row: Row) -> None:
+    pair = (Batch(jnp.zeros((WAYS, 8, 8, 1)), jnp.arange(WAYS)),) * 2
+    for refuse in (lambda key: row.learner.init(key, pair), lambda key: row.learner.meta_grad(None, pair, key)):
+        with pytest.raises(TypeError, match=r"episode must be a jaxmeta.Episode\(support, query\), but is a tuple"):
+            refuse(jax.random.key(0))
 
 
 @pytest.mark.usefixtures("float64")

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jaxmeta.episode import Batch, Episode, check_batch, is_classification
+from jaxmeta.episode import Batch, Episode, check_batch, check_is_episode, is_classification
 from jaxmeta.learner import Comparison, MetaLearner, Metrics, Model, Params
 from jaxmeta.losses import accuracy, cross_entropy
 from jaxmeta.metric._kernels import label_sum
@@ -56,6 +56,7 @@ def metric_learner(
         return grads, metrics
 
     def checked_init(key: jax.Array, episode: Episode) -> Params:
+        check_is_episode(episode)
         check_support(episode.support, ways)
         return init(key, episode)
 
@@ -115,6 +116,7 @@ def check_support(support: Batch, ways: int | None) -> int:
 
 def check_labelled(episode: Episode, ways: int | None) -> None:
     """Raises if an episode cannot be learned from: no queries, or labels that are no classes of it."""
+    check_is_episode(episode)
     check_support(episode.support, ways)
     check_batch("query", episode.query, None)
     if not len(episode.query.y):
