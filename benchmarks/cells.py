@@ -281,8 +281,8 @@ CELLS = {
         (Accuracy(20, 1, "89.43 ± 0.14"), Accuracy(20, 1, "88.14 ± 0.15", "inductive")),
         _REPTILE,
         5 * 200_000,
-        f"{_REPTILES} A twentieth of the paper's steps, over which the outer step falls to 0: of what a training task "
-        "adapts on, 89 % came out right halfway, and 92 % at the end.",
+        f"{_REPTILES} The outer step falls to 0 over a twentieth of the paper's steps: of the last mini-batch of a "
+        "10-shot training task, before its step, 89 % came out right at 5,000 steps, 92 % at 8,000 and no more after.",
     ),
     "prototypical-omniglot-1shot": Cell(
         "Prototypical Networks",

@@ -68,7 +68,7 @@ def omniglot(*, features: int, steps: int, seeds: int) -> Setup:
     judge = reptile(model, inner_optimizer=optax.sgd(ALPHA), inner_lr=ALPHA, eval_steps=EVAL_STEPS)
     return Setup(
         model,
-        judge._replace(predict_path=None),  # after the last step alone
+        judge,
         tasks.episodes(train, ways=WAYS, shots=POOL, queries=0, rotations="classes"),
         tasks.episodes(test, ways=WAYS, shots=EVAL_SHOTS, queries=EVAL_QUERIES),
         steps,
@@ -139,8 +139,8 @@ def train(setup: Setup, curve: Curve, checkpoints: Sequence[int]) -> list[Any]:
 def accuracies(setup: Setup, params: Any, episodes: int) -> list[float]:
     """Accuracy of each seed's weights on the same test episodes: each query alone with the support set."""
     weights = [jax.tree.map(lambda leaf, i=i: leaf[i], params) for i in range(setup.seeds)]
-    found = [evaluate(setup.judge, w, setup.test, episodes=episodes, seed=0, query_mode="inductive") for w in weights]
-    return [result.mean for result in found]
+    judged = functools.partial(evaluate, episodes=episodes, seed=0, query_mode="inductive", by_step=False)
+    return [judged(setup.judge, params, setup.test).mean for params in weights]
 
 
 def earlier(name: str, wanted: dict[str, Any], rows_of: Callable[[Any], list[dict[str, Any]]]) -> dict[Curve, Any]:

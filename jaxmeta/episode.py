@@ -66,7 +66,7 @@ def check_episode(episode: Episode, *, ways: int | None = None) -> None:
             values unchecked.
 
     Raises:
-        TypeError: it is no `Episode`, a part is no `Batch`, or support and query disagree on the kind of target.
+        TypeError: `episode` is no `Episode`, a part is no `Batch`, or support and query disagree on the kind of target.
         ValueError: lengths or shapes disagree, a label falls outside `[0, ways)`, or a class has no support example.
 
     >>> import jax.numpy as jnp

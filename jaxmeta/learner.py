@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmeta.episode import Batch, Episode
+from jaxmeta.episode import Batch, Episode, check_is_episode
 
 Params = Any
 Metrics = dict[str, jax.Array]
@@ -103,6 +103,7 @@ def augmented(learner: MetaLearner, augment: Callable[[jax.Array, jax.Array], ja
         return batch._replace(x=x)
 
     def meta_grad(params: Params, episode: Episode, key: jax.Array) -> tuple[Params, Metrics]:
+        check_is_episode(episode)
         key, support_key, query_key = jax.random.split(key, 3)
         changed = Episode(change(episode.support, support_key), change(episode.query, query_key))
         return learner.meta_grad(params, changed, key)

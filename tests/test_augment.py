@@ -108,6 +108,8 @@ def test_augmentation_keeps_the_shape_of_inputs() -> None:
     params = learner.init(jax.random.key(0), episode)
     with pytest.raises(ValueError, match=r"augment must return inputs of shape \(3, 2\), as .* but gave \(2, 2\)"):
         learner.meta_grad(params, episode, jax.random.key(0))
+    with pytest.raises(TypeError, match=r"episode must be a jaxmeta.Episode\(support, query\), but is a tuple"):
+        learner.meta_grad(params, tuple(episode), jax.random.key(0))
     for augment in (tasks.turns_and_shifts(), tasks.affine_distortions):
         with pytest.raises(ValueError, match=r"images must have shape .* but have \(3, 2\)"):
             augment(episode.support.x, jax.random.key(0))

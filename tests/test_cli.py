@@ -81,9 +81,12 @@ def test_evaluate_reads_the_run_and_overwrites_nothing(sinusoid_run: Path, capsy
     assert "30 unseen episodes, 20 shots, transductive" in out
     assert "predicting zero" in out
     assert json.loads((sinusoid_run / "result.json").read_text()) == before
+    assert run("evaluate", sinusoid_run, "--shots", "20", "--inner-steps", "3", "--episodes", "30", "--no-by-step") == 0
+    assert "predicting zero" in capsys.readouterr().out
     written = [json.loads(path.read_text()) for path in sinusoid_run.glob("evaluation-*.json")]
     assert sorted((result["episodes"], result["inner_steps"]) for result in written) == [(20, 0), (20, 10), (30, 3)]
     assert all(result["step"] == 2000 for result in written)
+    assert [len(result["by_step"]) - 1 for result in written] == [result["inner_steps"] for result in written]
     for result in (before, *written):
         assert len(result["values"]) == result["episodes"]
         assert np.mean(result["values"]) == pytest.approx(result["mean"], abs=1e-5)
@@ -111,8 +114,6 @@ def test_a_method_trains_on_images_of_ones_own(method: str, tmp_path: Path, caps
     assert result["source"]["name"] == "letters"
     assert (tmp_path / "run" / "episode.png").exists()
     assert run("evaluate", tmp_path / "run", "--query-mode", "inductive", "--no-by-step") == 0
-    (judged,) = (tmp_path / "run").glob("evaluation-*-inductive-*.json")
-    assert json.loads(judged.read_text())["by_step"] is None
     used = json.loads((tmp_path / "run" / "config.json").read_text())["source"]["ways"]
     assert used == (6 if presets.settings(method, str(tmp_path / "letters")).train_ways else 2), "a preset's ways fit"
     if method == "prototypical":

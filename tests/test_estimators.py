@@ -23,6 +23,7 @@ from jaxmeta import (
     descended,
     fomaml,
     fomaml_grad,
+    imaml_grad,
     losses,
     maml,
     maml_grad,
@@ -317,6 +318,21 @@ def test_rates_that_are_no_tree_of_arrays_behave_like_optax_s_sgd() -> None:
     updates, _ = ours.update(grads, ours.init(grads))
     assert_trees_close(updates, optax.sgd(0.1).update(grads, optax.sgd(0.1).init(grads))[0], rtol=1e-12)
     assert_trees_equal(jax.tree.structure(updates), jax.tree.structure(grads))
+
+
+@pytest.mark.parametrize(
+    ("estimator", "options"),
+    [
+        (maml_grad, {"optimizer": optax.sgd(0.1)}),
+        (fomaml_grad, {"optimizer": optax.sgd(0.1)}),
+        (truncated_maml_grad, {"optimizer": optax.sgd(0.1), "backprop_steps": 1}),
+        (imaml_grad, {"optimizer": optax.sgd(0.1), "proximal": 1.0}),
+        (meta_sgd_grad, {}),
+    ],
+)
+def test_a_pair_is_no_episode(estimator, options) -> None:
+    with pytest.raises(TypeError, match=r"episode must be a jaxmeta.Episode\(support, query\), but is a tuple"):
+        estimator(lambda w, batch: w * batch, jnp.array(1.0), (jnp.array(1.0), jnp.array(2.0)), steps=1, **options)
 
 
 def test_bad_factories_are_refused_where_they_are_made() -> None:

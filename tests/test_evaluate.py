@@ -67,10 +67,10 @@ def test_the_summary_is_json_and_says_how() -> None:
 @pytest.mark.parametrize("mode", MODES)
 def test_the_last_step_alone_is_the_last_of_all(mode: str) -> None:
     every = evaluate(LEARNER, PARAMS, GLYPHS, episodes=20, query_mode=mode)
-    last = evaluate(LEARNER, PARAMS, GLYPHS, episodes=20, query_mode=mode, by_step=False)
-    assert last.by_step is None
+    once = LEARNER._replace(predict_path=lambda *_: pytest.fail("every step is predicted"))
+    last = evaluate(once, PARAMS, GLYPHS, episodes=20, query_mode=mode, by_step=False)
     np.testing.assert_array_equal(last.values, every.values)
-    assert last._replace(by_step=every.by_step, values=every.values) == every
+    assert last.summary() == {**every.summary(), "by_step": None}
 
 
 def test_modes_differ_where_the_batch_matters_and_only_there() -> None:
@@ -126,12 +126,20 @@ def test_bad_arguments_are_named(kwargs, message: str) -> None:
         evaluate(NEAREST, (), arguments.pop("source"), **arguments)
 
 
+def test_a_source_of_pairs_is_refused() -> None:
+    pairs = GLYPHS._replace(sample=lambda data, key: tuple(GLYPHS.sample(data, key)))
+    with pytest.raises(TypeError, match=r"episode must be a jaxmeta.Episode\(support, query\), but is a tuple"):
+        evaluate(LEARNER, PARAMS, pairs, episodes=2)
+
+
 def test_divergence_is_told_and_not_averaged() -> None:
     wild = maml(nn.MLP((16,), 1), inner_optimizer=optax.sgd(1e6), steps=9, loss=losses.mean_squared_error)
     source = tasks.sinusoid(shots=5)
     params = wild.init(jax.random.key(0), source.sample((), jax.random.key(0)))
     with pytest.raises(FloatingPointError, match=r"mse is (nan|inf) on episode 0 after adaptation step \d"):
         evaluate(wild, params, source, episodes=5)
+    with pytest.raises(FloatingPointError, match=r"mse is (nan|inf) on episode 0: .* wants a smaller inner learning"):
+        evaluate(wild, params, source, episodes=5, by_step=False)
 
 
 def test_predictions_that_are_none_are_told_and_not_taken_for_class_0() -> None:

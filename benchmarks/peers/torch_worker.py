@@ -182,8 +182,8 @@ def main() -> None:
     peer = PEERS[arguments.peer]
     if arguments.gradients:
         grads = peer(params, episodes, case)
-        turn = {4: lambda kernel: kernel.permute(2, 3, 1, 0), 2: lambda kernel: kernel.T}
-        back = {name: turn[g.ndim](g) if name.endswith("kernel") else g for name, g in grads.items()}
+        turned = lambda kernel: kernel.permute(2, 3, 1, 0) if kernel.ndim == 4 else kernel.T  # noqa: E731
+        back = {name: turned(grad) if name.endswith("kernel") else grad for name, grad in grads.items()}
         np.savez(arguments.gradients, **{name.replace(":", "/"): g.detach().numpy() for name, g in back.items()})
         return
     run = training_step(params, case, peer) if arguments.training else lambda: peer(params, episodes, case)

@@ -92,7 +92,7 @@ class Evaluate:
     query_mode: Literal["transductive", "inductive"] | None = None
     """Whether test queries are seen together, or each alone with the support set. Default: the run's."""
     by_step: bool = True
-    """Judge after every adaptation step, and not after the last alone; many steps want many predictions."""
+    """Judge after every adaptation step of methods that take some; the last alone is faster for inductive queries."""
     seed: int | None = None
     """Of the test episodes. Default: the run's."""
     data_dir: str | None = None

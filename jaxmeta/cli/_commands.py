@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import math
 import os
 import sys
@@ -116,9 +117,12 @@ def evaluate(command: Evaluate) -> None:
     found = {"step": step, "inner_steps": inner_steps, **_judged(evaluation)}
     inner = "" if inner_steps is None else f"-inner{inner_steps}"
     name = f"evaluation-step{step}{inner}-{evaluation.query_mode}-{evaluation.episode_hash[:12]}.json"
-    _run.write_json(command.run_dir / name, found)
+    file = command.run_dir / name
+    if not command.by_step and file.exists():  # the same judgement: what it holds of the steps before stays
+        found["by_step"] = json.loads(file.read_text())["by_step"]
+    _run.write_json(file, found)
     print(_table(settings.method, settings.dataset, evaluation))
-    print(f"Written to {command.run_dir / name} (checkpoint of step {step})")
+    print(f"Written to {file} (checkpoint of step {step})")
 
 
 def compare(command: Compare) -> None:
@@ -257,12 +261,13 @@ def _table(method: str, dataset: str, evaluation: Any) -> str:
         f"{evaluation.query_mode} (seed {evaluation.seed}, episodes {evaluation.episode_hash[:12]})",
     ]
     if evaluation.by_step is None:
-        return "\n".join([*lines, f"{evaluation.metric} {shown(evaluation.mean)} ± {shown(evaluation.interval)}"])
-    lines.append(f"{'adaptation steps':>18}{evaluation.metric:>12}{'95 % interval':>18}")
-    steps, last = evaluation.by_step, len(evaluation.by_step) - 1
-    for step in sorted({0, min(1, last), min(5, last), last}):
-        mean, interval = steps[step]
-        lines.append(f"{step:>18}{shown(mean):>12}{'± ' + shown(interval):>18}")
+        lines.append(f"{evaluation.metric} {shown(evaluation.mean)} ± {shown(evaluation.interval)}")
+    else:
+        lines.append(f"{'adaptation steps':>18}{evaluation.metric:>12}{'95 % interval':>18}")
+        steps, last = evaluation.by_step, len(evaluation.by_step) - 1
+        for step in sorted({0, min(1, last), min(5, last), last}):
+            mean, interval = steps[step]
+            lines.append(f"{step:>18}{shown(mean):>12}{'± ' + shown(interval):>18}")
     if dataset == "sinusoid":
         lines.append(f"{'predicting zero':>18}{'4.252':>12}")
     return "\n".join(lines)

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import optax
 from jax.core import Tracer
 
-from jaxmeta.episode import Episode
+from jaxmeta.episode import Episode, check_is_episode
 from jaxmeta.inner import adapt, merge, partition
 from jaxmeta.learner import MetaLearner, Metrics, Model
 from jaxmeta.losses import cross_entropy
@@ -84,6 +84,7 @@ def imaml_grad(
         Rajeswaran, Finn, Kakade, Levine 2019, arXiv:1909.04630, algorithm 2. Its code takes unregularised inner steps
         and adds a damping of its own to H; here the equation is the paper's, and damping is 0 unless asked for.
     """
+    check_is_episode(episode)
     _check(proximal, solver, solver_steps, damping)
     evaluate = with_metrics(loss_fn, has_aux)
     inner_loss = proximal_loss(lambda p, batch: evaluate(p, batch)[0], params, proximal)

@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import optax
 
-from jaxmeta.episode import Episode
+from jaxmeta.episode import Episode, check_is_episode
 from jaxmeta.inner import Hvp, Remat, adapt, check_differentiable, partition
 from jaxmeta.learner import MetaLearner, Metrics, Model
 from jaxmeta.losses import cross_entropy
@@ -82,6 +82,7 @@ def maml_grad(
     References:
         Finn, Abbeel, Levine 2017, arXiv:1703.03400, algorithm 1.
     """
+    check_is_episode(episode)
     evaluate = with_metrics(loss_fn, has_aux)
     if steps > 0:
         check_differentiable(optimizer, partition(params, mask)[0])
@@ -129,6 +130,7 @@ def fomaml_grad(
     References:
         Finn, Abbeel, Levine 2017, arXiv:1703.03400, section 5.2; Nichol, Achiam, Schulman 2018, arXiv:1803.02999.
     """
+    check_is_episode(episode)
     evaluate = with_metrics(loss_fn, has_aux)
     adapted = adapt(
         lambda p, batch: evaluate(p, batch)[0],

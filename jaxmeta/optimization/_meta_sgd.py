@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from jaxmeta.episode import Batch, Episode
+from jaxmeta.episode import Batch, Episode, check_is_episode
 from jaxmeta.inner import Adapted, Hvp, Remat, adapt, check_inner_loop, partition, sgd
 from jaxmeta.learner import MetaLearner, Metrics, Model, Params
 from jaxmeta.losses import cross_entropy
@@ -73,6 +73,7 @@ def meta_sgd_grad(
     References:
         Li, Zhou, Chen, Li 2017, arXiv:1707.09835.
     """
+    check_is_episode(episode)
     evaluate = with_metrics(loss_fn, has_aux)
 
     def outer(meta: WithRates) -> tuple[jax.Array, Metrics]:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from jaxmeta.episode import Episode, is_classification
+from jaxmeta.episode import Episode, check_is_episode, is_classification
 from jaxmeta.learner import MetaLearner, Params
 from jaxmeta.losses import score
 from jaxmeta.meta_batch import count_tasks, divide
@@ -35,7 +35,7 @@ class Evaluation(NamedTuple):
         mean: the metric's mean over episodes.
         interval: half the width of its 95 % interval.
         by_step: `(mean, interval)` after 0, 1, .., K adaptation steps; None if the learner does not adapt in steps, or
-            nobody asked for them.
+            with `by_step=False`.
         query_mode: how queries shared a batch.
         episodes: how many.
         seed: what the list of episodes was made from.
@@ -83,7 +83,7 @@ def evaluate(
             batch normalisation shares information among them. `"inductive"`: it sees each query alone with the
             support inputs, so that a prediction does not depend on the company its query keeps.
         by_step: judge after every adaptation step, where the learner adapts in steps, and not after the last alone.
-            Each costs as many predictions as the last, more than adaptation itself where inductive queries are many.
+            The queries are predicted once for each, which takes longer than to adapt where inductive ones are many.
         chunk: episodes mapped at once; None chooses, see `batch_meta_grad`.
 
     Returns:
@@ -123,6 +123,7 @@ def evaluate_runs(
     *,
     seed: int = 0,
     query_mode: QueryMode = "transductive",
+    by_step: bool = True,
     info: Mapping[str, Any] | None = None,
 ) -> Evaluation:
     """Judges meta-parameters on given episodes, such as Lake's one-shot runs.
@@ -133,6 +134,7 @@ def evaluate_runs(
         runs: episodes with a leading axis: x `[runs, n, ...]`, as `tasks.lake_runs` and `tasks.draw_runs` give them.
         seed: of the keys that the learner draws from.
         query_mode: as in `evaluate`.
+        by_step: as in `evaluate`.
         info: what describes the runs in the result, JSON-able.
 
     Returns:
@@ -156,7 +158,7 @@ def evaluate_runs(
     if count < 2:
         raise ValueError(f"runs must be 2 or more for an interval, but are {count}")
     keys = jax.random.split(jax.random.key(seed), count)
-    return _judge(learner, params, [(runs, keys)], query_mode, True, None, seed, info or {})
+    return _judge(learner, params, [(runs, keys)], query_mode, by_step, None, seed, info or {})
 
 
 def _judge(
@@ -172,10 +174,12 @@ def _judge(
     """What comes of blocks of episodes and the keys that the learner draws from in them."""
     if query_mode not in get_args(QueryMode):
         raise ValueError(f"query_mode must be one of {get_args(QueryMode)}, but is {query_mode!r}")
+    adapts = learner.predict_path is not None
     if not by_step:
         learner = learner._replace(predict_path=None)
     digest, tables, params, metric = hashlib.sha256(), [], unbound(params), ""
     for block, keys in blocks:
+        check_is_episode(block)
         if block.query.x.shape[1] == 0:
             raise ValueError("the episodes have no queries to judge by: give them 1 or more")
         for leaf in jax.tree.leaves(block):
@@ -189,8 +193,8 @@ def _judge(
             )
         tables.append(table)
     table = np.concatenate(tables)
-    _check_finite(metric, table, learner.predict_path is not None)
-    steps = [_mean_interval(column) for column in table.T] if learner.predict_path is not None else None
+    _check_finite(metric, table, adapts, by_step)
+    steps = [_mean_interval(column) for column in table.T] if adapts and by_step else None
     final, found = table[:, -1], digest.hexdigest()
     return Evaluation(metric, *_mean_interval(final), steps, query_mode, len(table), seed, found, dict(info), final)
 
@@ -200,14 +204,14 @@ def _mean_interval(values: np.ndarray) -> tuple[float, float]:
     return float(values.mean()), float(1.96 * values.std(ddof=1) / math.sqrt(len(values)))
 
 
-def _check_finite(metric: str, table: np.ndarray, adapts: bool) -> None:
+def _check_finite(metric: str, table: np.ndarray, adapts: bool, by_step: bool) -> None:
     broken = ~np.isfinite(table)
     if broken.any():
         episode, step = np.argwhere(broken)[0]
         raise FloatingPointError(
             f"{metric} is {table[episode, step]} on episode {episode}"
-            f"{f' after adaptation step {step}' if adapts else ''}: what is predicted there is no answer, on "
-            f"{broken.any(1).sum()} of {len(table)} episodes"
+            f"{f' after adaptation step {step}' if adapts and by_step else ''}: what is predicted there is no "
+            f"answer, on {broken.any(1).sum()} of {len(table)} episodes"
             f"{'; an inner loop that diverges wants a smaller inner learning rate' if adapts else ''}"
         )
 
