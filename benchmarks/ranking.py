@@ -20,7 +20,7 @@ from typing import Any
 import jax
 from common import in_turns, minutes, undisturbed_seconds, write
 
-from jaxmeta import evaluate, presets, tasks
+from jaxmeta import descended, evaluate, presets, tasks
 from jaxmeta.cli._commands import set_up_jax
 
 EPISODES, WAYS, SHOTS, QUERIES = 600, 5, 1, 15
@@ -79,7 +79,7 @@ def judge(run: Path) -> dict[str, Any]:
         "seed": config["fit"]["seed"],
         **found,
         "classes": turns * len(setup.train_source.data[0]),
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(descended(params))),
         "trained_on": config["versions"]["backend"],
         "training_seconds": undisturbed_seconds(rows, step, settings.meta_batch),
         "settings": config["settings"],
@@ -106,9 +106,10 @@ def shown(row: dict[str, Any]) -> tuple[str, ...]:
     accuracies = (f"{100 * row[m]['mean']:.2f} ± {100 * row[m]['interval']:.2f}" for m in ("transductive", "inductive"))
     settings = row["settings"]
     ways, queries = settings["train_ways"] or settings["ways"], settings["train_queries"]
+    each = f"{queries} quer{'ies' if queries > 1 else 'y'}" if queries else f"{settings['train_shots']} shots"
     numbers = (
         f"{row['classes']:,}",
-        f"{row['step'] * settings['meta_batch']:,} of {ways} ways, {queries} quer{'ies' if queries > 1 else 'y'}",
+        f"{row['step'] * settings['meta_batch']:,} of {ways} ways, {each}",
         f"{row['parameters']:,}",
         minutes(row["training_seconds"], row["trained_on"]),
         f"{row['adaptation_ms']:.2f}",
