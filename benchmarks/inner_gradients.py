@@ -140,7 +140,7 @@ def accuracies(setup: Setup, params: Any, episodes: int) -> list[float]:
     """Accuracy of each seed's weights on the same test episodes: each query alone with the support set."""
     weights = [jax.tree.map(lambda leaf, i=i: leaf[i], params) for i in range(setup.seeds)]
     judged = functools.partial(evaluate, episodes=episodes, seed=0, query_mode="inductive", by_step=False)
-    return [judged(setup.judge, params, setup.test).mean for params in weights]
+    return [judged(setup.judge, w, setup.test).mean for w in weights]
 
 
 def earlier(name: str, wanted: dict[str, Any], rows_of: Callable[[Any], list[dict[str, Any]]]) -> dict[Curve, Any]:

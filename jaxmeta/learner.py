@@ -88,6 +88,7 @@ def augmented(learner: MetaLearner, augment: Callable[[jax.Array, jax.Array], ja
         A `MetaLearner` whose `meta_grad` augments its episode first.
 
     Raises:
+        TypeError: what `meta_grad` is given is no `Episode`.
         ValueError: `augment` returns inputs of another shape than it was given.
 
     >>> from jaxmeta import nn, prototypical

@@ -69,6 +69,7 @@ def imaml_grad(
         met no positive curvature, which leaves v as it was there, or the first-order gradient if it was 0.
 
     Raises:
+        TypeError: `episode` is no `Episode`, or as `adapt`.
         ValueError: `proximal` or `solver_steps` is not positive, `damping` is negative or given to `"neumann"`,
             `solver` is unknown, or as `adapt`.
 

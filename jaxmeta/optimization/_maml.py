@@ -60,7 +60,7 @@ def maml_grad(
         `(grads, metrics)`: the gradient, with the structure of `params`, and `{"loss": L_Q(phi_K), ...}`.
 
     Raises:
-        TypeError: as `adapt`.
+        TypeError: `episode` is no `Episode`, or as `adapt`.
         ValueError: as `adapt`, or `optimizer` has no finite derivative where gradients are zero.
 
     >>> import jax.numpy as jnp, optax

@@ -61,7 +61,8 @@ def meta_sgd_grad(
         `(grads, metrics)`, as `maml_grad`.
 
     Raises:
-        TypeError, ValueError: as `adapt`.
+        TypeError: `episode` is no `Episode`, or as `adapt`.
+        ValueError: as `adapt`.
 
     >>> import jax.numpy as jnp
     >>> losses = lambda w, batch: batch[0] * (w - batch[1]) ** 2

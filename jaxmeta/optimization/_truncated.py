@@ -59,7 +59,7 @@ def truncated_maml_grad(
         `(grads, metrics)`, as `maml_grad`.
 
     Raises:
-        TypeError: as `adapt`.
+        TypeError: as `maml_grad`.
         ValueError: as `maml_grad`, or `backprop_steps` is out of range.
 
     >>> import jax.numpy as jnp, optax

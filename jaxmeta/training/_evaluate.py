@@ -90,10 +90,11 @@ def evaluate(
         An `Evaluation`.
 
     Raises:
+        TypeError: the source gives no `Episode`.
         ValueError: `episodes` is less than 2, `chunk` less than 1, `query_mode` is unknown, or the source's episodes
             have no queries, or labels that the learner has no answer for.
-        FloatingPointError: the mean squared error of an episode is not finite, or a query's scores are no answer:
-            NaN, or minus infinity for all classes, or infinity for several.
+        FloatingPointError: at a step that is judged, the mean squared error of an episode is not finite, or a query's
+            scores are no answer: NaN, or minus infinity for all classes, or infinity for several.
 
     >>> import optax
     >>> from jaxmeta import losses, maml, nn, tasks
@@ -141,6 +142,7 @@ def evaluate_runs(
         An `Evaluation`; with n queries a run, the share of right answers among `runs * n` trials is its `mean`.
 
     Raises:
+        TypeError: `runs` is no `Episode`.
         ValueError: there are fewer than two runs, or they have no queries, or labels that the learner has no answer
             for, or `query_mode` is unknown.
         FloatingPointError: as `evaluate`.
