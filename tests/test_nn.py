@@ -330,10 +330,12 @@ def test_accelerators_run_the_transposes_that_jax_makes(platform: str, as_jax: b
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("images", [4, 6, 7])
 @pytest.mark.parametrize("strides", [(1, 1), (2, 2)])
-def test_a_kernel_s_gradient_is_the_sum_over_slices_of_the_images(monkeypatch, images: int, strides) -> None:
+@pytest.mark.parametrize("limit", ["_SLICE_BYTES", "_FEW_BYTES"])
+def test_a_kernel_s_gradient_is_the_sum_over_slices_of_the_images(monkeypatch, images: int, strides, limit) -> None:
     x = jax.random.normal(jax.random.key(0), (images, 5, 6, 3))
     w = jax.random.normal(jax.random.key(1), (3, 3, 3, 3))
-    monkeypatch.setattr(_trilinear, "_SLICE_BYTES", 3 * x.nbytes // images)  # three images a slice: 3 + 1, 3 + 3, ..
+    for name in ("_SLICE_BYTES", "_FEW_BYTES"):  # three images a slice: 3 + 1, 3 + 3, 3 + 3 + 1
+        monkeypatch.setattr(_trilinear, name, 3 * x.nbytes // images if name == limit else 0)
 
     def gradient(conv):
         return jax.grad(

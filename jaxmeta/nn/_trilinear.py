@@ -28,8 +28,10 @@ Kind = Literal["y", "x", "w"]
 Pads = tuple[tuple[int, int], ...]
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
-# On CPU, kernel gradients take three times as long once the images they are made of leave the cache.
-_SLICE_BYTES = 2**20
+# On CPU, kernel gradients take up to twice as long once a slice of images leaves a core's own cache, and up to three
+# times as long image by image: a few are taken together while the cache that cores share holds them.
+_SLICE_BYTES = 2**18
+_FEW_IMAGES, _FEW_BYTES = 4, 2**20
 
 conv2d_p = Primitive("conv2d")
 
@@ -122,7 +124,8 @@ def _over_slices(x: jax.Array, g: jax.Array, **params: Any) -> jax.Array:
         return _channels_as_images(x, g, **params).astype(wide)
 
     images, largest = x.shape[0], max(x.nbytes, g.nbytes, 1)
-    size = max(1, min(images, _SLICE_BYTES * images // largest))
+    fitting, few = (limit * images // largest for limit in (_SLICE_BYTES, _FEW_BYTES))
+    size = min(images, max(1, fitting, min(few, _FEW_IMAGES)))
     whole = images - images % size
     slices = tuple(operand[:whole].reshape(-1, size, *operand.shape[1:]) for operand in (x, g))
     if whole == size:
