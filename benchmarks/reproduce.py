@@ -61,7 +61,7 @@ def run(command: str, run_dir: Path) -> None:
     program, *words = shlex.split(command.replace("RUN", shlex.quote(str(run_dir))))
     if words[0] == "train" and (run_dir / "config.json").exists():
         words.append("--resume")
-    start = [sys.executable] if program == "python" else [sys.executable, "-m", "jaxmeta.cli"]
+    start = [sys.executable] if program == "python" else [sys.executable, "-m", "jaxmeta"]
     print("+", command, flush=True)
     subprocess.run([*start, *words], check=True, cwd=HERE.parent)
 

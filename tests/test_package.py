@@ -27,6 +27,11 @@ def test_importing_jaxmeta_does_not_start_a_backend() -> None:
     assert out.strip() == "3"
 
 
+def test_the_package_is_its_command_line() -> None:
+    out = subprocess.run([sys.executable, "-m", "jaxmeta", "--version"], capture_output=True, text=True, check=True)
+    assert out.stdout == f"jaxmeta {jaxmeta.__version__}\n"
+
+
 def test_tensorflow_is_not_needed() -> None:
     with pytest.raises(ModuleNotFoundError):
         __import__("tensorflow")

@@ -1,4 +1,4 @@
-"""`python -m jaxmeta.cli` is `jaxmeta`."""
+"""`python -m jaxmeta` is `jaxmeta`."""
 
 import sys
 
