@@ -80,11 +80,7 @@ def check_episode(episode: Episode, *, ways: int | None = None) -> None:
     for name, batch in zip(Episode._fields, episode, strict=True):
         check_batch(name, batch, ways)
     support, query = episode
-    if support.x.shape[1:] != query.x.shape[1:]:
-        raise ValueError(
-            "support.x and query.x must hold inputs of one shape, but a support input has shape "
-            f"{support.x.shape[1:]} and a query input {query.x.shape[1:]}"
-        )
+    check_inputs(support.x, query.x, "query.x")
     if is_classification(support.y) != is_classification(query.y):
         raise TypeError(
             "support.y and query.y must both be integer labels or both be real targets, but have dtypes "
@@ -101,6 +97,15 @@ def check_is_episode(episode: Any) -> None:
     """Raises if what is given for an episode is something else, such as a pair."""
     if not isinstance(episode, Episode):
         raise TypeError(f"episode must be a jaxmeta.Episode(support, query), but is a {type(episode).__name__}")
+
+
+def check_inputs(support_x: jax.Array, query_x: jax.Array, name: str = "query_x") -> None:
+    """Raises if a support set's inputs and those to predict for have different shapes."""
+    if support_x.shape[1:] != query_x.shape[1:]:
+        raise ValueError(
+            f"support.x and {name} must hold inputs of one shape, but a support input has shape "
+            f"{support_x.shape[1:]} and a query input {query_x.shape[1:]}"
+        )
 
 
 def check_batch(name: str, batch: Any, ways: int | None) -> None:

@@ -17,7 +17,7 @@ import jaxmeta
 from jaxmeta import adapt, cli, evaluate, losses, mask_by_path, memory, metric, nn, presets
 from jaxmeta.cli import _commands
 from jaxmeta.cli._arguments import Train
-from jaxmeta.cli._commands import _train_options, set_up_jax
+from jaxmeta.cli._commands import _train_options, _train_settings, set_up_jax
 
 
 def run(*words: str) -> int:
@@ -206,6 +206,14 @@ def test_the_outer_rate_is_halved(method: str) -> None:
         update, state = optimizer.update(slope, state)
         steps.append(-float(update))
     np.testing.assert_allclose(steps, np.repeat([1e-3, 5e-4, 2.5e-4], 2), rtol=5e-3)
+
+
+@pytest.mark.parametrize(("method", "steps"), [("maml", 10), ("lstm_meta_learner", 2), ("imaml", 2), ("maml_pp", 2)])
+def test_inner_steps_are_those_of_judging_where_the_preset_has_one_number(method: str, steps: int) -> None:
+    command = cli._parse(["train", method, "--inner-steps", "2"])
+    assert isinstance(command, Train)
+    settings = _train_settings(command)
+    assert (settings.inner_steps, settings.eval_inner_steps) == (2, steps)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.1])

@@ -14,7 +14,7 @@ import optax
 import pytest
 from helpers import assert_trees_close, assert_trees_equal, to_float64
 
-from jaxmeta import Episode, MetaLearner, batch_meta_grad, fit, losses, maml, nn, tasks
+from jaxmeta import Episode, MetaLearner, batch_meta_grad, fit, losses, maml, nn, prototypical, tasks
 from jaxmeta.training import load_params
 from jaxmeta.training._interrupt import held_interrupt
 
@@ -55,6 +55,14 @@ def test_given_parameters_are_where_it_starts_and_are_left_alone() -> None:
     result = fit(LEARNER, SOURCE, optax.sgd(0.0), steps=2, params=params, log_every=1, progress=False)
     assert_trees_close(result.params, before, rtol=0)
     assert_trees_equal(params, before)
+
+
+def test_given_parameters_do_not_hide_labels_that_the_learner_lacks() -> None:
+    source = tasks.episodes(tasks.glyphs("train", classes=8), ways=4, shots=1, queries=1)
+    learner = prototypical(nn.MLP((), 4), ways=3)
+    params = nn.MLP((), 4).init(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
+    with pytest.raises(ValueError, match=r"ways=3, so support\.y must lie in \[0, 3\), but holds labels 0\.\.3"):
+        fit(learner, source, optax.sgd(0.1), steps=1, params=params, log_every=1, progress=False)
 
 
 def test_a_run_folder_holds_what_it_should_and_resumes_exactly(tmp_path: Path) -> None:

@@ -113,6 +113,18 @@ def test_with_f_one_and_i_a_half_it_is_gradient_descent_exactly() -> None:
     assert_trees_close(found.params, expected.params, rtol=1e-5, atol=1e-6)
 
 
+def test_constant_gradients_are_so_of_all_that_enters_the_loss() -> None:
+    """By hand, with f = 1 and i = 1/2: the weight 1 comes to 1/4 + 3/4 of the target after two steps."""
+    off = lambda bias: Affine(jnp.zeros(3), jnp.array(bias))  # noqa: E731
+    descent = MetaLSTM(jnp.array(1.0), Affine(jnp.zeros((5, 4)), jnp.zeros(4)), off(100.0), off(0.0))
+
+    def end(target: jax.Array, differentiate: bool) -> jax.Array:
+        loss = lambda w, batch: (w - batch) ** 2 / 2  # noqa: E731
+        return lstm_adapt(loss, descent, target, steps=2, differentiate=differentiate).params
+
+    assert [float(jax.grad(end)(0.0, flag)) for flag in (True, False)] == [0.75, 0.0]
+
+
 @pytest.mark.usefixtures("float64")
 def test_derivatives_go_through_gradients_by_argument() -> None:
     """Differentiated through, the gradient is that of the value; held constant, that with the gradients frozen."""

@@ -507,6 +507,26 @@ def test_bad_input_is_named(call: Any, error: type[Exception], message: str) -> 
         call(small_episode())
 
 
+def test_targets_and_queries_that_do_not_fit_are_named_at_once() -> None:
+    episode, learner = small_episode(), mann(MANN(**SMALL), ways=3)
+    with pytest.raises(TypeError, match="wants integer labels, but targets have dtype float32"):
+        learner.init(jax.random.key(0), jax.tree.map(lambda leaf: leaf.astype(jnp.float32), episode))
+    params = jax.eval_shape(learner.init, jax.random.key(0), episode)
+    with pytest.raises(TypeError, match=r"support\.y must be an array with an example axis"):
+        learner.predict(params, Batch(episode.support.x, [0, 1, 2]), episode.query.x, jax.random.key(0))  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match=r"support\.x and query_x must hold inputs of one shape"):
+        learner.predict(params, episode.support, episode.query.x[:, :-1], jax.random.key(0))
+
+
+@pytest.mark.parametrize("addressing", ["lrua", "ntm", "none"])
+def test_gradients_have_the_types_of_their_parameters(addressing: Any) -> None:
+    learner = mann(MANN(**SMALL, addressing=addressing), ways=3)
+    params = jax.eval_shape(learner.init, jax.random.key(0), small_episode())
+    half = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16), params)
+    grads, _ = jax.eval_shape(learner.meta_grad, half, small_episode(), jax.random.key(0))
+    assert jax.tree.map(lambda leaf: leaf.dtype, grads) == jax.tree.map(lambda leaf: leaf.dtype, half)
+
+
 BEFORE = memory.LRUAState(jnp.ones((3, 2)), jnp.ones(3), jnp.ones((2, 3)))
 ONE = jnp.ones(2)
 HEADS = memory.NTMHeads(jnp.ones((2, 2)), ONE, ONE, jnp.ones((2, 3)), ONE)

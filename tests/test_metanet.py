@@ -294,8 +294,22 @@ def test_no_queries_have_no_answers() -> None:
             "fast_layers must be between 1 and 7 layers, but is 9",
         ),
         (lambda e: MODEL.init(jax.random.key(0), jnp.zeros((2, 9))), r"x must hold images .* shape \(2, 9\)"),
+        (
+            lambda e: LEARNER.predict(loud(), e.support, e.query.x[:, 1:], jax.random.key(0)),
+            "support.x and query_x must hold inputs of one shape",
+        ),
     ],
 )
 def test_bad_input_is_named(call: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call(episode())
+
+
+def test_images_may_hold_whole_numbers() -> None:
+    support, query = episode()
+    pixels = jnp.arange(support.x.size, dtype=jnp.uint8).reshape(support.x.shape)
+    found, expected = (
+        LEARNER.predict(loud(), support._replace(x=x), query.x, jax.random.key(0))
+        for x in (pixels, pixels.astype(jnp.float32))
+    )
+    np.testing.assert_array_equal(found, expected)

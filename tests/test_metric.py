@@ -1,5 +1,6 @@
 """The metric family against loops in NumPy, in double precision, and what its papers are often misread on."""
 
+import functools
 import sys
 from pathlib import Path
 
@@ -456,6 +457,36 @@ def test_short_rows_have_a_direction_in_half_precision() -> None:
     assert float(found[0, 0]) == pytest.approx(1, abs=2e-3)
 
 
+def test_distances_in_half_precision_are_taken_in_single() -> None:
+    a = 40 * jnp.eye(2, 64, dtype=jnp.float16).at[:, 2:].set(1)  # squares add up to 100,000
+    found = metric.squared_euclidean(a, -a)
+    np.testing.assert_allclose(found, metric.squared_euclidean(a.astype(jnp.float32), -a.astype(jnp.float32)))
+    assert np.isfinite(found).all()
+
+
+@pytest.mark.parametrize("method", ["prototypical", "matching", "matching_fce", "siamese"])
+def test_encoders_may_answer_in_half_precision(method: str) -> None:
+    class Half(fnn.Module):
+        @fnn.compact
+        def __call__(self, x: jax.Array) -> jax.Array:
+            return fnn.Dense(4, dtype=jnp.bfloat16)(x.reshape(len(x), -1))
+
+    episode = to_float32(episode_of(method))
+    learner = getattr(jm, method)(Half(), ways=3)
+    params = learner.init(KEY, episode)
+    grads, metrics = learner.meta_grad(params, episode, KEY)
+    assert np.isfinite(metrics["loss"])
+    assert jax.tree.map(lambda leaf: leaf.dtype, grads) == jax.tree.map(lambda leaf: leaf.dtype, params)
+
+
+@pytest.mark.parametrize("method", ["prototypical", "matching", "matching_fce", "siamese", "relation"])
+def test_no_queries_have_no_predictions(method: str) -> None:
+    episode = to_float32(episode_of(method))
+    params = jax.eval_shape(LEARNERS[method].init, KEY, episode)
+    predict = functools.partial(jax.eval_shape, LEARNERS[method].predict, params)
+    assert predict(episode.support, episode.query.x[:0], KEY).shape == (0, 3)
+
+
 def test_pairs_of_one_kind_have_a_finite_loss() -> None:
     """With one pair in all, as with many."""
     for shape in ((1, 1), (2, 3)):
@@ -622,6 +653,16 @@ def test_images_of_the_wrong_size_are_named() -> None:
         jax.eval_shape(learner.predict, params, big.support, big.query.x, KEY)
     with pytest.raises(ValueError, match=maps):
         jax.eval_shape(jm.matching_fce(TINY[0], ways=3).init, KEY, big)
+
+
+def test_descriptions_and_inputs_of_two_shapes_are_judged_together() -> None:
+    episode = Episode(Batch(jnp.eye(3), jnp.arange(3)), Batch(jnp.ones((3, 5)), jnp.arange(3)))
+    source = tasks.Source(lambda data, key: episode, (), {"name": "described"})
+    learner = jm.prototypical_zero_shot(nn.MLP((), 2), nn.MLP((), 2), ways=3)
+    params = learner.init(KEY, episode)
+    assert np.isfinite(jm.evaluate(learner, params, source, episodes=2).mean)
+    with pytest.raises(ValueError, match=r'beside the support inputs.* \(5,\) and \(3,\): want query_mode="trans'):
+        jm.evaluate(learner, params, source, episodes=2, query_mode="inductive")
 
 
 def test_zero_shot_encoders_embed_to_one_width() -> None:

@@ -22,21 +22,22 @@ class Train:
     ways: int | None = None
     """Classes in an episode. Default: 5, or the preset's."""
     shots: int | None = None
-    """Support examples of each class in test episodes; in training too, but for Reptile and sinusoids, which train on
-    numbers of their own. Default: the preset's."""
+    """Support examples of each class in test episodes; in training too, but for Reptile, MANN and sinusoids, which
+    train on numbers of their own. Default: the preset's."""
     queries: int | None = None
     """Query examples of each class in test episodes; in training too for MAML and its kin. Default: the preset's."""
     train_ways: int | None = None
     """Classes in a training episode, for methods that learn to compare. Default: the preset's, or all if there are
     fewer."""
     train_shots: int | None = None
-    """Support examples of each class in training. Default: the preset's, or --shots."""
+    """Support examples of each class in training. Default: the preset's, or --shots but for MANN."""
     train_queries: int | None = None
     """Query examples of each class in training. Default: the preset's."""
     steps: int | None = None
     """Outer steps. Default: the preset's."""
     inner_steps: int | None = None
-    """Inner gradient steps in training. Default: the preset's."""
+    """Inner gradient steps in training, and in judging where the preset has one number for both. Default: the
+    preset's."""
     inner_lr: float | None = None
     """Inner learning rate, on the mean loss. Default: the preset's."""
     meta_batch: int | None = None

@@ -43,10 +43,7 @@ def train(command: Train) -> None:
     from jaxmeta.training import _plots, _run, fit
     from jaxmeta.training import evaluate as judge
 
-    preset = presets.settings(
-        command.method, command.dataset, ways=command.ways, shots=command.shots, queries=command.queries
-    )
-    settings = dataclasses.replace(preset, query_mode=command.query_mode, **_train_options(command))
+    settings = _train_settings(command)
     run_dir = command.out or Path("runs") / f"{settings.method}-{Path(settings.dataset).name}-seed{command.seed}"
     _run.check_free(run_dir, resume=command.resume)
     if command.resume and not any(path.name.isdigit() for path in (run_dir / "checkpoints").glob("*")):
@@ -182,6 +179,19 @@ def _maml_params(run_dir: Path, like: Any) -> tuple[Any, int]:
     return load_params(run_dir, jax.eval_shape(lambda: like), optimizer)
 
 
+def _train_settings(command: Train) -> Any:
+    """The method's preset, changed by the options of its training."""
+    from jaxmeta import presets
+
+    preset = presets.settings(
+        command.method, command.dataset, ways=command.ways, shots=command.shots, queries=command.queries
+    )
+    settings = dataclasses.replace(preset, query_mode=command.query_mode, **_train_options(command))
+    if preset.eval_inner_steps != preset.inner_steps:
+        return settings
+    return dataclasses.replace(settings, eval_inner_steps=settings.inner_steps)  # one number for both, as in the preset
+
+
 def _train_options(command: Train) -> dict[str, Any]:
     """The settings that the options of a training change, and a complaint about those that its method would ignore."""
     from jaxmeta import presets
@@ -196,8 +206,6 @@ def _train_options(command: Train) -> dict[str, Any]:
             raise ValueError(f"--{name.replace('_', '-')} is not for {command.method}, {reason}")
     if "split" in asked and command.dataset != "omniglot":
         raise ValueError(f"--split is for omniglot, but --dataset is {command.dataset}")
-    if command.method == "maml_pp" and "inner_steps" in asked:
-        asked["eval_inner_steps"] = asked["inner_steps"]  # its steps are learned one by one
     if "rotations" in asked:
         asked["train_rotations"] = asked["test_rotations"] = asked.pop("rotations")
     return asked

@@ -1,7 +1,6 @@
 """A convolutional network whose last layers have fast weights beside their slow ones."""
 
 import functools
-import math
 from typing import Any
 
 import flax.linen as nn
@@ -65,7 +64,7 @@ class AugmentedConv(nn.Module):
             slow = self._slow(name, (3, 3, x.shape[-1], self.features))
             x = _total([nn.relu(_conv(x, layer)) for layer in _both(slow, fast.get(name))])
             x = max_pool_2x2(x, padding="SAME")
-        x = x.reshape(len(x), math.prod(x.shape[1:]))
+        x = jax.lax.collapse(x, 1)
         slow = self._slow("dense", (x.shape[1], self.key_features))
         parts = [_dense(x, layer) for layer in _both(slow, fast.get("dense"))]
         x = _total([nn.relu(part) for part in parts])
@@ -108,6 +107,7 @@ def _both(slow: Layer, fast: Layer | None) -> list[Layer]:
 
 
 def _conv(x: jax.Array, layer: Layer) -> jax.Array:
+    x = x.astype(jnp.promote_types(x.dtype, layer["kernel"].dtype))  # of pixels, which may be whole numbers
     y = conv_general_dilated(x, layer["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
     return y + layer["bias"][None, None, None, :]
 

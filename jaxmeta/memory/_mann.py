@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxmeta.episode import Batch, Episode, check_batch, check_episode, concatenate, is_classification
+from jaxmeta.episode import Batch, Episode, check_batch, check_episode, check_inputs, concatenate, is_classification
 from jaxmeta.learner import MetaLearner, Metrics, Params
 from jaxmeta.memory._cell import MANN, CellState, Trace
 from jaxmeta.memory._labels import Code, Words, by_instance, one_step_late, words
@@ -89,6 +89,7 @@ def mann(model: MANN, *, ways: int, code: Code = "one_hot") -> MetaLearner:
         A `MetaLearner`. Metrics: `loss`, summed over letters; `accuracy`, over all presentations; `instance_1`,
         `instance_2`, .., accuracy at the k-th presentation of a class, for k up to the presentations a class has on
         average. With strings an answer is right if all letters are; `predict` chooses among the episode's classes.
+        All of it is differentiable in reverse mode, not in forward mode.
 
     Raises:
         ValueError: `ways` is less than 2 or more than there are strings, `code` is unknown, an episode is shorter
@@ -107,6 +108,7 @@ def mann(model: MANN, *, ways: int, code: Code = "one_hot") -> MetaLearner:
 
     def init(key: jax.Array, episode: Episode) -> Params:
         check_episode(episode, ways=ways)
+        _check_labels(episode.support)
         x = episode.support.x
         return model.init(key, x, words(code, ways, key).write(jnp.zeros(len(x), int)))
 
@@ -124,6 +126,7 @@ def mann(model: MANN, *, ways: int, code: Code = "one_hot") -> MetaLearner:
     def predict(params: Params, support: Batch, query_x: jax.Array, key: jax.Array) -> jax.Array:
         order_key, word_key = jax.random.split(key)
         support, spelled = _shuffle("support", support, ways, order_key), words(code, ways, word_key)
+        check_inputs(support.x, query_x)
         written = spelled.write(support.y)
         _, state, _ = _run(model, params, support.x, one_step_late(written))
         return _answer_each(model, params, state, written[-1], spelled)(query_x)
@@ -157,10 +160,14 @@ def _metrics(reading: Reading, ways: int) -> Metrics:
     return {"loss": reading.loss, "accuracy": reading.right.mean(), **reported}
 
 
-def _shuffle(name: str, batch: Batch, ways: int, key: jax.Array) -> Batch:
+def _check_labels(batch: Batch) -> None:
     if not is_classification(batch.y):
         raise TypeError(f"a memory of labels wants integer labels, but targets have dtype {batch.y.dtype}")
+
+
+def _shuffle(name: str, batch: Batch, ways: int, key: jax.Array) -> Batch:
     check_batch(name, batch, ways)
+    _check_labels(batch)
     if len(batch.y) < ways:
         raise ValueError(f"the sequence has {len(batch.y)} examples, fewer than its ways={ways} classes")
     order = jax.random.permutation(key, len(batch.y))

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxmeta.episode import Batch, Episode, check_batch, check_episode
+from jaxmeta.episode import Batch, Episode, check_batch, check_episode, check_inputs
 from jaxmeta.learner import MetaLearner, Metrics, Params
 from jaxmeta.losses import cross_entropy, score
 from jaxmeta.memory._addressing import cosine
@@ -232,6 +232,7 @@ def metanet(
             task_level=task_level,
             differentiate=differentiate,
         )
+        check_inputs(support.x, query_x)
         return recall(model, params, memory, query_x)[0]
 
     def meta_grad(params: MetaNetParams, episode: Episode, key: jax.Array) -> tuple[MetaNetParams, Metrics]:

@@ -57,7 +57,7 @@ def scan_deferred(step: Step, kernels: Any, state: Any, biases: Any) -> tuple[An
     def backward(kept: Any, cotangents: Any) -> Any:
         back, fed = kept
         state, biases = back(cotangents)
-        return {name: fed[name].T @ biases[name] for name in fed}, state, biases
+        return {name: (fed[name].T @ biases[name]).astype(kernels[name].dtype) for name in fed}, state, biases
 
     recur.defvjp(forward, backward)
     return recur(kernels, state, biases)

@@ -104,11 +104,14 @@ def cosine_similarity(a: jax.Array, b: jax.Array) -> jax.Array:
 def squared_euclidean(a: jax.Array, b: jax.Array) -> jax.Array:
     """The squared distance between all rows of a `[n, d]` and of b `[m, d]`: `[n, m]`, never negative.
 
-    It is |a|^2 - 2 a^T b + |b|^2 about the mean of b's rows, so that what all have in common does not cancel digits.
+    It is |a|^2 - 2 a^T b + |b|^2 about the mean of b's rows, so that what all have in common does not cancel digits, in
+    single precision at least: squares leave the range of half precision, and their differences its digits.
 
     >>> squared_euclidean(jnp.array([[0.0, 0.0]]), jnp.array([[3.0, 4.0], [1.0, 0.0]])).tolist()
     [[25.0, 1.0]]
     """
+    wide = jnp.promote_types(jnp.result_type(a, b), jnp.float32)
+    a, b = a.astype(wide), b.astype(wide)
     # The distance does not depend on the centre, and what rounding leaves below 0 still has its derivative.
     centre = jax.lax.stop_gradient(b.mean(0))
     a, b = a - centre, b - centre

@@ -60,7 +60,7 @@ class KochTwin(fnn.Module):
             )(x)
             x = fnn.relu(x)
             x = max_pool_2x2(x) if i < last else x
-        x = x.reshape(x.shape[0], -1)
+        x = jax.lax.collapse(x, 1)
         dense = fnn.Dense(self.width, kernel_init=fnn.initializers.normal(0.2), bias_init=_biases, name="dense")
         return jax.nn.sigmoid(dense(x))
 
@@ -100,5 +100,5 @@ class SmallTwin(fnn.Module):
         for i in range(4):
             conv = fnn.Conv(self.features, (3, 3), conv_general_dilated=nn.conv_general_dilated, name=f"conv_{i}")
             x = fnn.relu(nn.BatchNorm(epsilon=1e-5, name=f"norm_{i}")(conv(x), max_pool_2x2 if i < 3 else None))
-        x = fnn.Dense(self.width, name="dense")(x.reshape(x.shape[0], -1))
+        x = fnn.Dense(self.width, name="dense")(jax.lax.collapse(x, 1))
         return jax.nn.sigmoid(nn.BatchNorm(epsilon=1e-5, name="norm_dense")(x))

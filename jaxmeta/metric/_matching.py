@@ -14,9 +14,9 @@ The simple form has f = g = the encoder. Full context embeddings (FCE) let every
 | f', g' | `encoder` | | K | `read_steps` |
 | a | exp of `Comparison.log_kernel` | | T | `temperature` |
 
-Cosines lie in [-1, 1], in [0, 1] after a ReLU, so at T = 1 no class can have more than e / (e + N - 1): 0.405 with 5
-ways, 0.125 with 20. Training is then slow; a temperature near 0.1 mends it. The loss is -log P: P is normalised
-already, and no softmax is taken of it again.
+Cosines lie in [-1, 1], so at T = 1 no class can have more than e / (e + (N - 1) / e): 0.649 with 5 ways, 0.280 with 20.
+After a ReLU they lie in [0, 1], and it is e / (e + N - 1): 0.405 and 0.125. Training is then slow; a temperature near
+0.1 mends it. The loss is -log P: P is normalised already, and no softmax is taken of it again.
 """
 
 from collections.abc import Sequence
@@ -150,6 +150,8 @@ class FullContext(fnn.Module):
     @fnn.compact
     def __call__(self, support: jax.Array, queries: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Maps g' `[s, d]`, in the order to read it in, and f' `[q, d]` to g `[s, d]` and f `[q, d]`."""
+        # At least single precision, as the weights: a carry has to keep its type.
+        support, queries = (x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in (support, queries))
         width = support.shape[-1]
         forward = _outputs(self._gates("forward", 2 * width, width), support)
         backward = _outputs(self._gates("backward", 2 * width, width), support[::-1])[::-1]

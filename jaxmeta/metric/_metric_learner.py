@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jaxmeta.episode import Batch, Episode, check_batch, check_is_episode, is_classification
+from jaxmeta.episode import Batch, Episode, check_batch, check_inputs, check_is_episode, is_classification
 from jaxmeta.learner import Comparison, MetaLearner, Metrics, Model, Params
 from jaxmeta.losses import accuracy, cross_entropy
 from jaxmeta.metric._kernels import label_sum
@@ -73,11 +73,7 @@ def negative_log_likelihood(
 
 def embed_together(encoder: Model, params: Params, support_x: Any, query_x: Any) -> tuple[jax.Array, jax.Array]:
     """Embeds both sets in one pass, so that batch normalisation sees them as one batch: `([s, d], [q, d])`."""
-    if support_x.shape[1:] != query_x.shape[1:]:
-        raise ValueError(
-            "support.x and query_x must hold inputs of one shape, but a support input has shape "
-            f"{support_x.shape[1:]} and a query input {query_x.shape[1:]}"
-        )
+    check_inputs(support_x, query_x)
     embedded = encoder.apply(params, jnp.concatenate([support_x, query_x]))
     check_vectors(embedded)
     return embedded[: len(support_x)], embedded[len(support_x) :]

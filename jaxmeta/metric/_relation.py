@@ -192,9 +192,9 @@ class RelationModule(fnn.Module):
         x = self._first_convolution(references, queries)
         x = self._pooled(x, "norm_0")
         x = self._pooled(_conv(self.features, self.padding, "conv_1")(x), "norm_1")
-        if not x.size:
+        if 0 in x.shape[1:]:
             raise ValueError(f"feature maps of {references.shape[1:3]} are too small to be pooled twice")
-        x = fnn.relu(self._dense(self.hidden, "dense_0")(x.reshape(x.shape[0], -1)))
+        x = fnn.relu(self._dense(self.hidden, "dense_0")(jax.lax.collapse(x, 1)))
         return self._dense(1, "dense_1")(x).reshape(len(queries), len(references))
 
     def _first_convolution(self, references: jax.Array, queries: jax.Array) -> jax.Array:

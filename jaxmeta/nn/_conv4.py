@@ -98,7 +98,7 @@ class Conv4(nn.Module):
                 x = before(x)
             x = self.activation(x)
             x = after(x) if after else x
-        x = x.mean((1, 2)) if self.readout == "mean" else x.reshape(x.shape[0], -1)
+        x = x.mean((1, 2)) if self.readout == "mean" else jax.lax.collapse(x, 1)
         return x if self.outputs is None else nn.Dense(self.outputs, kernel_init=self.head_init, name="head")(x)
 
     def _check(self, x: jax.Array) -> None:

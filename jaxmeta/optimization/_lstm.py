@@ -114,7 +114,8 @@ def lstm_adapt(
         steps: how many.
         feedback: what a gate sees of its last value: `"gate"`, as in the equations, or `"pre_sigmoid"`, as in the code.
         gradient_scale: what gradients are multiplied by first; 1 / batch size in the code.
-        differentiate: let derivatives through the gradients and losses, which are taken as constants otherwise.
+        differentiate: let derivatives through the gradients and losses, which are taken as constants otherwise, of
+            the parameters as of all else that enters `loss_fn`.
 
     Returns:
         An `LSTMAdapted`.
@@ -133,13 +134,13 @@ def lstm_adapt(
     _check(steps, feedback, gradient_scale)
     theta, unravel = ravel_pytree(params.start)
     learned = jax.tree.map(lambda weights: weights.astype(theta.dtype), params._replace(start=()))
+    pass_on = (lambda found: found) if differentiate else jax.lax.stop_gradient
 
     # Computed again in the backward pass, which would else keep 4 * hidden gates for each weight and step.
     advance = jax.checkpoint(functools.partial(_advance, feedback=feedback), prevent_cse=False)
 
     def step(state: _State, _: None) -> tuple[_State, tuple[jax.Array, ...]]:
-        at = state.theta if differentiate else jax.lax.stop_gradient(state.theta)
-        loss, grad = jax.value_and_grad(lambda theta: loss_fn(unravel(theta), batch))(at)
+        loss, grad = pass_on(jax.value_and_grad(lambda theta: loss_fn(unravel(theta), batch))(pass_on(state.theta)))
         state, f, i = advance(learned, state, loss.astype(theta.dtype), gradient_scale * grad)
         return state, (loss, f, i, state.theta)
 

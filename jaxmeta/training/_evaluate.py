@@ -269,4 +269,9 @@ def _predictions(
 
     if query_mode == "transductive":
         return predict(query.x)
+    if support.x.shape[1:] != query.x.shape[1:]:
+        raise ValueError(
+            'query_mode="inductive" shows each query beside the support inputs, but these have shapes '
+            f'{query.x.shape[1:]} and {support.x.shape[1:]}: want query_mode="transductive"'
+        )
     return jax.vmap(lambda x: predict(jnp.concatenate([support.x, x[None]]))[:, -1], out_axes=1)(query.x)

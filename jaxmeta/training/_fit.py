@@ -107,7 +107,8 @@ def fit(
         raise ValueError("resume=True wants the run_dir to resume from, but it is None")
     init_key, train_key = jax.random.split(jax.random.key(seed))
     episode = jax.jit(source.sample)(source.data, init_key)
-    start_at: Any = learner.init(init_key, episode) if params is None else params
+    initial = learner.init(init_key, episode)  # which looks at the episode, too
+    start_at: Any = initial if params is None else params
     mesh, each = divide(meta_batch, devices, chunk, learner.meta_grad, start_at, episode, train_key)
     everywhere = NamedSharding(mesh, PartitionSpec())
     state = TrainState(start_at, optimizer.init(descended(start_at)))
