@@ -1,6 +1,5 @@
 """Multi-layer perceptrons."""
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -43,7 +42,7 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps x `[n, ...]` to `[n, outputs]`."""
-        x = x.reshape(x.shape[0], math.prod(x.shape[1:]))
+        x = jax.lax.collapse(x, 1)
         for i, width in enumerate(self.features):
             x = self._dense(x, width, f"dense_{i}")
             if self.norm:

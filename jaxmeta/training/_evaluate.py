@@ -92,7 +92,8 @@ def evaluate(
     Raises:
         TypeError: the source gives no `Episode`.
         ValueError: `episodes` is less than 2, `chunk` less than 1, `query_mode` is unknown, or the source's episodes
-            have no queries, or labels that the learner has no answer for.
+            have no queries, or labels that the learner has no answer for, or, judged inductively, support inputs and
+            queries of two shapes.
         FloatingPointError: at a step that is judged, the mean squared error of an episode is not finite, or a query's
             scores are no answer: NaN, or minus infinity for all classes, or infinity for several.
 

@@ -73,7 +73,8 @@ def fit(
         steps: outer steps in all, counting those before a resume.
         meta_batch: episodes in an outer step.
         seed: of initialisation and training.
-        params: meta-parameters to start from; None for the learner's own initialisation.
+        params: meta-parameters to start from; None for the learner's own initialisation, which looks at an episode of
+            the source in either case, and raises if the two do not fit.
         run_dir: folder for configuration, metrics and checkpoints; None to keep nothing.
         resume: continue the run in `run_dir` from its newest checkpoint; from the start where there is none yet.
         config: more to record in `config.json`, JSON-able; a resumed run must bring the same.
@@ -93,7 +94,8 @@ def fit(
             step stay.
         KeyboardInterrupt: after Ctrl-C; with a `run_dir`, once what was done is saved.
         TypeError: `learner`, `source` or `optimizer` is of another kind.
-        ValueError: a number is out of range, a resumed run brings another configuration, or `resume` has no `run_dir`.
+        ValueError: a number is out of range, a resumed run brings another configuration, `resume` has no `run_dir`, or
+            the episodes do not fit the learner.
 
     >>> from jaxmeta import losses, maml, nn, tasks
     >>> learner = maml(nn.MLP((4,), 1), inner_optimizer=optax.sgd(0.01), loss=losses.mean_squared_error)
@@ -107,7 +109,7 @@ def fit(
         raise ValueError("resume=True wants the run_dir to resume from, but it is None")
     init_key, train_key = jax.random.split(jax.random.key(seed))
     episode = jax.jit(source.sample)(source.data, init_key)
-    initial = learner.init(init_key, episode)  # which looks at the episode, too
+    initial = learner.init(init_key, episode)  # for its errors, too
     start_at: Any = initial if params is None else params
     mesh, each = divide(meta_batch, devices, chunk, learner.meta_grad, start_at, episode, train_key)
     everywhere = NamedSharding(mesh, PartitionSpec())
