@@ -318,8 +318,8 @@ CELLS = {
         (Accuracy(5, 1, None),),
         "arXiv:1606.04080 reports no gain on Omniglot",
         None,
-        "Not the training of the row above: 5 ways for 60 and 16,000 episodes for 6,000, with cosines divided by 0.1, "
-        "where the paper has no temperature.",
+        "Not the training of `matching-omniglot-1shot`: 5 ways for 60 and 16,000 episodes for 6,000, with cosines "
+        "divided by 0.1, where the paper has no temperature.",
     ),
     # Classes turned one by one and four episodes in a step, for a shorter training than 1,000,000 episodes.
     "relation-omniglot-5w1s": Cell(
