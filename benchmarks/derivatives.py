@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from common import CONV4, first, images, in_turns, task_loss, write
 
 from jaxmeta import nn
-from jaxmeta.nn import _trilinear
+from jaxmeta.nn import _conv2d
 
 REPEATS = 7
 LAYOUT = ("NHWC", "HWIO", "NHWC")
@@ -49,9 +49,9 @@ def one_kernel(size: int) -> dict[str, dict[str, float]]:
     w = 0.05 * jax.random.normal(jax.random.key(2), (3, 3, 64, 64))
     shape = {"strides": (1, 1), "pads": ((1, 1), (1, 1)), "sizes": (size, size), "window": (3, 3), "precision": None}
     forms = {
-        "as JAX does": _trilinear._as_jax_does,
-        "axes in their usual order": _trilinear._for_cpu,
-        "slices and products": _trilinear._as_products,
+        "as JAX does": _conv2d._as_jax_does,
+        "axes in their usual order": _conv2d._for_cpu,
+        "slices and products": _conv2d._as_products,
     }
     found: dict[str, dict[str, float]] = {}
     for name, form in forms.items():

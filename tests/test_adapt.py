@@ -140,3 +140,18 @@ def test_inside_shard_map_no_inner_gradient_is_summed_over_devices() -> None:
 def test_a_loss_that_is_not_a_scalar_is_named() -> None:
     with pytest.raises(ValueError, match=r"loss_fn must return a scalar, but returned an array of shape \(2,\)"):
         adapt(lambda p, b: p * b, jnp.ones(2), jnp.ones(2), optimizer=optax.sgd(0.1), steps=1)
+
+
+@pytest.mark.parametrize("minibatched", [False, True])
+def test_one_step_is_no_loop_and_equal_to_a_loop_of_one(minibatched: bool) -> None:
+    """A loop's carry would be copied for each task before its only step."""
+    w, targets = jnp.arange(3.0), jnp.ones((4, 1, 3) if minibatched else (4, 3))
+    loss = lambda w, target: (jnp.sum((w - target) ** 2), {"most": (w - target).max()})  # noqa: E731
+    kwargs = {"optimizer": optax.sgd(0.25), "minibatched": minibatched, "has_aux": True, "return_path": True}
+    mapped = jax.vmap(lambda target: adapt(loss, w, target, steps=1, **kwargs))
+    assert "scan" not in str(jax.make_jaxpr(mapped)(targets))
+    found = mapped(targets)
+    np.testing.assert_allclose(found.params, np.tile(0.5 * np.arange(3.0) + 0.5, (4, 1)))
+    np.testing.assert_allclose(found.losses, np.full((4, 1), 2.0))
+    np.testing.assert_allclose(found.aux["most"], np.full((4, 1), 1.0))
+    np.testing.assert_allclose(found.path, np.stack([np.tile(np.arange(3.0), (4, 1)), found.params], axis=1))

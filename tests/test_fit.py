@@ -1,5 +1,6 @@
 """Training: it is what a hand-written loop does, it survives a kill, it stops at NaN, it keeps its folder."""
 
+import functools
 import json
 import signal
 import subprocess
@@ -356,3 +357,20 @@ def test_a_user_s_own_choice_of_convolutions_stays(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_experimental_ynn_fusion_type=")
     assert _on_every_core() is None
+
+
+def test_episodes_drawn_ahead_are_those_drawn_step_by_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    from jaxmeta.training import _fit
+
+    source = tasks.sinusoid(shots=3)
+    learner = maml(nn.MLP((4,), 1), inner_optimizer=optax.sgd(0.1), loss=losses.mean_squared_error)
+    params = learner.init(jax.random.key(1), source.sample((), jax.random.key(0)))
+    state, programs, ran = _fit.TrainState(params, OPTIMIZER.init(params)), [], []
+    for limit in (_fit._AHEAD_BYTES, 0):
+        monkeypatch.setattr(_fit, "_AHEAD_BYTES", limit)
+        window = functools.partial(_fit._window, learner, source.sample, OPTIMIZER, 3, None, 1, 5)
+        traced = jax.jit(window).trace(state, (), jax.random.key(0), jnp.asarray(2))
+        programs.append(str(traced.jaxpr))
+        ran.append(traced.lower().compile()(state, (), jax.random.key(0), jnp.asarray(2)))
+    assert programs[0] != programs[1]
+    assert_trees_close(*ran, rtol=1e-5, atol=1e-6)

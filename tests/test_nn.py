@@ -13,7 +13,7 @@ import pytest
 from helpers import assert_trees_close
 
 from jaxmeta import nn
-from jaxmeta.nn import _conv4, _trilinear
+from jaxmeta.nn import _conv2d, _conv4
 from jaxmeta.nn._pool import max_pool_2x2
 
 
@@ -304,10 +304,10 @@ def test_the_forms_of_every_backend_are_the_same(kind, size, strides, pads) -> N
     """Which of them a backend takes is its own affair; here all of them run on this one."""
     shape = {"strides": strides, "pads": (pads, pads), "sizes": (size, size), "window": (3, 3), "precision": None}
     x, w = (jax.random.normal(jax.random.key(i), s) for i, s in enumerate([(3, size, size, 2), (3, 3, 2, 4)]))
-    g = jnp.cos(_trilinear._as_products(x, w, kind="y", **shape))
+    g = jnp.cos(_conv2d._as_products(x, w, kind="y", **shape))
     operands = {"y": (x, w), "x": (g, w), "w": (x, g)}[kind]
-    expected = _trilinear._as_products(*operands, kind=kind, **shape)
-    for form in (_trilinear._as_jax_does, _trilinear._for_cpu):
+    expected = _conv2d._as_products(*operands, kind=kind, **shape)
+    for form in (_conv2d._as_jax_does, _conv2d._for_cpu):
         np.testing.assert_allclose(form(*operands, kind=kind, **shape), expected, rtol=1e-12, atol=1e-12)
 
 
@@ -335,7 +335,7 @@ def test_a_kernel_s_gradient_is_the_sum_over_slices_of_the_images(monkeypatch, i
     x = jax.random.normal(jax.random.key(0), (images, 5, 6, 3))
     w = jax.random.normal(jax.random.key(1), (3, 3, 3, 3))
     for name in ("_SLICE_BYTES", "_FEW_BYTES"):  # three images a slice: 3 + 1, 3 + 3, 3 + 3 + 1
-        monkeypatch.setattr(_trilinear, name, 3 * x.nbytes // images if name == limit else 0)
+        monkeypatch.setattr(_conv2d, name, 3 * x.nbytes // images if name == limit else 0)
 
     def gradient(conv):
         return jax.grad(
@@ -473,3 +473,110 @@ def test_conv4_is_the_network_written_out_in_plain_flax(pool, readout) -> None:
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.float64) + 0.1, ours.init(jax.random.key(1), x))
     expected, _ = Plain().apply(params, x, mutable=["batch_stats"])
     np.testing.assert_allclose(ours.apply(params, x), expected, rtol=1e-9, atol=1e-11)
+
+
+MATRICES = (((1,), (0,)), ((), ()))
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("axes", [(0, 0), (0, None), (None, 1), (1, 0)])
+@pytest.mark.parametrize("contracted", [((1,), (0,)), ((1,), (1,)), ((0,), (0,))])
+def test_a_product_keeps_its_derivatives_of_every_order_under_vmap(contracted, axes) -> None:
+    """Value, gradient, both forms of Hessian product and a third derivative, mapped once inside and once outside."""
+    shapes = [(4, 2), (4, 3)]  # axes along which both are contracted first
+    operands = []
+    for i, (shape, axis, along) in enumerate(zip(shapes, axes, contracted, strict=True)):
+        one = shape if along == (0,) else shape[::-1]
+        mapped = one if axis is None else (*one[:axis], 5, *one[axis:])
+        operands.append(jax.random.normal(jax.random.key(i), (2, *mapped), jnp.float64))
+    numbers = (contracted, ((), ()))
+
+    def derivatives(dot):
+        def value(x, w):
+            return jnp.sum(jnp.sin(dot(x, w, numbers)) * jnp.arange(3.0))
+
+        gradient = jax.grad(value, (0, 1))
+        forward = lambda x, w: jax.jvp(gradient, (x, w), (jnp.cos(x), jnp.sin(w)))[1]  # noqa: E731
+        inner = lambda x, w: sum(jnp.vdot(g, jnp.cos(a)) for g, a in zip(gradient(x, w), (x, w), strict=True))  # noqa: E731
+        third = jax.grad(lambda x, w: jnp.sum(jax.grad(inner, 1)(x, w) ** 2), (0, 1))
+        mapped = [jax.vmap(f, axes) for f in (value, gradient, forward, jax.grad(inner, (0, 1)), third)]
+        over = jax.grad(lambda x, w: jnp.sum(jax.vmap(value, axes)(x, w) ** 2), (0, 1))  # differentiated after mapping
+        return [jax.jit(jax.vmap(f))(*operands) for f in (*mapped, over)]
+
+    ours, theirs = derivatives(nn.dot_general), derivatives(jax.lax.dot_general)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10 * jnp.abs(b).max()), ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("platform", "rows", "transposed"), [("cpu", 4, True), ("cpu", 400, False), ("cuda", 4, False)]
+)
+def test_small_kernel_gradients_transpose_first_on_cpu(platform: str, rows: int, transposed: bool) -> None:
+    x, w = jnp.ones((3, rows, 8)), jnp.ones((3, 8, 2))
+    gradient = jax.vmap(jax.grad(lambda w, x: jnp.sin(nn.dot_general(x, w, MATRICES)).sum()))
+    program = jax.jit(gradient).trace(w, x).lower(lowering_platforms=(platform,)).as_text()
+    assert ("optimization_barrier" in program) == transposed
+
+
+@pytest.mark.parametrize(
+    ("lhs", "rhs", "numbers"),
+    [
+        ((3,), (3, 2), (((0,), (0,)), ((), ()))),
+        ((2, 4, 3), (3, 2), (((2,), (0,)), ((), ()))),
+        ((0, 3), (3, 2), MATRICES),
+        ((2, 0, 3), (3, 2), (((2,), (0,)), ((), ()))),
+        ((2, 3), (3, 4, 5), MATRICES),
+        ((2, 3, 4), (2, 4, 5), (((2,), (1,)), ((0,), (0,)))),
+    ],
+)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.int32, jnp.bfloat16])
+def test_a_product_of_any_arrays_is_jax_s(lhs, rhs, numbers, dtype) -> None:
+    operands = (
+        jnp.arange(np.prod(lhs)).reshape(lhs).astype(dtype),
+        jnp.arange(np.prod(rhs)).reshape(rhs).astype(dtype),
+    )
+    for kwargs in ({}, {"preferred_element_type": jnp.float32}):
+        ours, theirs = (dot(*operands, numbers, **kwargs) for dot in (nn.dot_general, jax.lax.dot_general))
+        assert ours.dtype == theirs.dtype
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_product_s_errors_are_jax_s() -> None:
+    told = []
+    for dot in (nn.dot_general, jax.lax.dot_general):
+        with pytest.raises(TypeError) as found:
+            dot(jnp.ones((2, 3)), jnp.ones((2, 3)), MATRICES)
+        told.append(str(found.value))
+    assert told[0] == told[1]
+
+
+def test_the_default_precision_reaches_the_product() -> None:
+    x, w = jnp.ones((2, 3)), jnp.ones((3, 2))
+    with jax.default_matmul_precision("highest"):
+        traced = jax.jit(jax.grad(lambda w: jnp.sin(nn.dot_general(x, w, MATRICES)).sum())).trace(w)
+    assert traced.lower().as_text().count("HIGHEST") == 4  # two products, of two operands each
+
+
+def test_inside_shard_map_a_shared_matrix_s_gradient_is_summed() -> None:
+    """With its check of what varies: rows divided over devices, one matrix for all."""
+    mesh = jax.make_mesh((2,), ("d",), devices=jax.devices()[:2], axis_types=(jax.sharding.AxisType.Auto,))
+    x, w = jax.random.normal(jax.random.key(0), (4, 3)), jax.random.normal(jax.random.key(1), (3, 2))
+
+    def total(dot, x, w):
+        share = lambda x, w: jax.lax.psum(jnp.sum(dot(x, w, MATRICES) ** 2), "d")  # noqa: E731
+        return jax.shard_map(share, mesh=mesh, in_specs=(jax.P("d"), jax.P()), out_specs=jax.P())(x, w)
+
+    ours, stock = (
+        jax.jit(jax.grad(functools.partial(total, dot), argnums=(0, 1)))(x, w)
+        for dot in (nn.dot_general, jax.lax.dot_general)
+    )
+    assert_trees_close(ours, stock, rtol=1e-5, atol=1e-5)
+
+
+def test_an_mlp_follows_explicit_sharding() -> None:
+    sharding = jax.NamedSharding(jax.make_mesh((2,), ("devices",)), jax.P("devices"))
+    x, model = jax.random.normal(jax.random.key(0), (4, 3)), nn.MLP((5,), 2)
+    params = model.init(jax.random.key(1), x)
+    gradient = jax.jit(jax.grad(lambda params, x: (model.apply(params, x) ** 2).sum()))
+    with jax.set_mesh(sharding.mesh):
+        divided = gradient(params, jax.device_put(x, sharding))
+    assert_trees_close(divided, gradient(params, x), rtol=1e-5, atol=1e-6)

@@ -2,9 +2,10 @@
 
 from jaxmeta.nn._conv import conv_general_dilated
 from jaxmeta.nn._conv4 import Conv4
+from jaxmeta.nn._dot import dot_general
 from jaxmeta.nn._lstm import lstm_update
 from jaxmeta.nn._mlp import MLP
 from jaxmeta.nn._norm import BatchNorm
 from jaxmeta.nn._pool import max_pool
 
-__all__ = ["MLP", "BatchNorm", "Conv4", "conv_general_dilated", "lstm_update", "max_pool"]
+__all__ = ["MLP", "BatchNorm", "Conv4", "conv_general_dilated", "dot_general", "lstm_update", "max_pool"]

@@ -6,7 +6,7 @@ a GPU, and grow with the square of the number of tasks on CPU. Written as slices
     y[n, p, o] = sum_{d, c} x[n, s p + d, c] w[d, c, o] = (patches of x) @ w,
 
 the same sum is a batched matrix product under `vmap`, and so are all its derivatives. One task at a time, plain
-convolutions are faster still: `_trilinear` has both.
+convolutions are faster still: `_conv2d` has both.
 """
 
 import functools
@@ -16,7 +16,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxmeta.nn._trilinear import conv2d, product
+from jaxmeta.nn._conv2d import conv2d, product
+from jaxmeta.nn._trilinear import default_precision
 
 
 def conv_general_dilated(
@@ -92,8 +93,7 @@ def conv_general_dilated(
     pads = tuple((int(low), int(high)) for low, high in pads)
     if any(n + sum(pad) < r or min(pad) < 0 for n, pad, r in zip(sizes, pads, reach, strict=True)):
         return stock(lhs, rhs)
-    if precision is None:
-        precision = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
+    precision = default_precision(precision)
     if spatial == 2 and set(dilation) == {1} and preferred_element_type is None:
         return conv2d(lhs, rhs, strides, pads, precision)
     return product(

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmeta.nn._conv import conv_general_dilated
+from jaxmeta.nn._dot import dot_general
 from jaxmeta.nn._norm import BatchNorm
 from jaxmeta.nn._pool import max_pool_2x2
 
@@ -99,7 +100,9 @@ class Conv4(nn.Module):
             x = self.activation(x)
             x = after(x) if after else x
         x = x.mean((1, 2)) if self.readout == "mean" else jax.lax.collapse(x, 1)
-        return x if self.outputs is None else nn.Dense(self.outputs, kernel_init=self.head_init, name="head")(x)
+        if self.outputs is None:
+            return x
+        return nn.Dense(self.outputs, kernel_init=self.head_init, dot_general=dot_general, name="head")(x)
 
     def _check(self, x: jax.Array) -> None:
         if self.pool not in ("max", "stride"):

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxmeta.nn._dot import dot_general
 from jaxmeta.nn._norm import BatchNorm
 
 
@@ -57,4 +58,5 @@ class MLP(nn.Module):
             return jax.random.uniform(key, shape, dtype, -bound, bound)
 
         kernel_init, bias_init = self.kernel_init or uniform, self.bias_init or uniform
-        return nn.Dense(width, kernel_init=kernel_init, bias_init=bias_init, name=name)(x)
+        dense = nn.Dense(width, kernel_init=kernel_init, bias_init=bias_init, dot_general=dot_general, name=name)
+        return dense(x)

@@ -2,8 +2,8 @@
 
     theta <- theta - Optimizer( 1/T sum_t meta_grad(theta, episode_t) ),    episode_t ~ source
 
-Many outer steps run in one dispatch: a `jax.lax.scan` whose body samples the episodes, takes the meta-gradient and
-applies the optimiser, with the state's buffers donated. Step i draws its randomness from (seed, i) alone, so a run
+Many outer steps run in one dispatch: a `jax.lax.scan` whose body samples the episodes, unless they are so small that
+all are drawn before it, takes the meta-gradient and applies the optimiser, with the state's buffers donated. Step i draws its randomness from (seed, i) alone, so a run
 that is killed and resumed continues bit for bit.
 """
 
@@ -27,6 +27,9 @@ from jaxmeta.tasks import Source
 from jaxmeta.training import _run
 from jaxmeta.training._interrupt import held_interrupt
 from jaxmeta.training._run import TrainState
+
+# A window's episodes are drawn before its first step where they take no more than this.
+_AHEAD_BYTES = 2**22
 
 
 class FitResult(NamedTuple):
@@ -217,15 +220,26 @@ def _window(
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """`length` outer steps from step `first` on; metrics come back with a leading step axis."""
 
-    def train_step(state: TrainState, step: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
+    def draw_keys(step: jax.Array) -> tuple[jax.Array, jax.Array]:
         sample_key, grad_key = jax.random.split(jax.random.fold_in(key, step))
-        episodes = jax.vmap(sample, in_axes=(None, 0))(data, jax.random.split(sample_key, meta_batch))
+        return jax.random.split(sample_key, meta_batch), grad_key
+
+    def draw(keys: jax.Array) -> Any:
+        return jax.vmap(sample, in_axes=(None, 0))(data, keys)
+
+    # Random numbers are many small operations on CPU, and for a whole window hardly more than for one step.
+    keys, grad_keys = jax.vmap(draw_keys)(first + jnp.arange(length))
+    ahead = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(jax.eval_shape(jax.vmap(draw), keys)))
+    ahead = ahead <= _AHEAD_BYTES
+
+    def train_step(state: TrainState, drawn: tuple[Any, jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:
+        episodes, grad_key = drawn if ahead else (draw(drawn[0]), drawn[1])
         grads, metrics = batch_meta_grad(learner, state.params, episodes, grad_key, chunk=chunk, devices=devices)
         params, opt_state = outer_step(optimizer, state.params, grads, state.opt_state)
         norms = {"grad_norm": optax.tree.norm(descended(grads)), "param_norm": optax.tree.norm(descended(params))}
         return TrainState(params, opt_state), {**metrics, **norms}
 
-    return jax.lax.scan(train_step, state, first + jnp.arange(length))
+    return jax.lax.scan(train_step, state, (jax.vmap(draw)(keys) if ahead else keys, grad_keys))
 
 
 def _check_finite(metrics: dict[str, np.ndarray], first: int) -> None:
