@@ -1,16 +1,19 @@
-"""Convolutions and Hessian-vector products: what each form of them costs, with one kernel and with per-task kernels.
+"""Convolutions, products and Hessian-vector products: what each form costs, with one kernel and with per-task kernels.
 
 python benchmarks/derivatives.py
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
+import flax.linen as fnn
 import jax
 import jax.numpy as jnp
-from common import CONV4, first, images, in_turns, task_loss, write
+import optax
+from common import CONV4, first, images, in_turns, sinusoids, task_loss, write
 
-from jaxmeta import nn
+from jaxmeta import batch_meta_grad, losses, maml, nn
 from jaxmeta.nn import _conv2d
 
 REPEATS = 7
@@ -24,6 +27,7 @@ def main() -> None:
     if jax.default_backend() != "cpu":  # where these are too small to tell anything but the time of a launch
         cases += [(32, 80, 14), (32, 80, 7)]
     report["convolutions_ms"] = {f"{t} x {n} images of {size}x{size}": convolutions(t, n, size) for t, n, size in cases}
+    report["sinusoid_mlp_meta_gradient_ms"] = products()
     report["hessian_vector_products"] = {form: hvp(form) for form in CONV4}
     write("derivatives", report)
 
@@ -88,6 +92,26 @@ def convolutions(tasks: int, images_each: int, size: int) -> dict[str, dict[str,
             found[f"{name}, {over}"] = {what: 1e3 * value for what, value in seconds.items()}
             rounded = {what: round(value, 2) for what, value in found[f"{name}, {over}"].items()}
             print(f"{tasks} x {images_each} images of {size}x{size}, {name}, {over}", rounded, flush=True)
+    return found
+
+
+def products() -> dict[str, float]:
+    """Milliseconds of a meta-gradient of 25 sinusoids, K = 1, in a loop on the device, with each matrix product."""
+    episodes, key, count, runs = sinusoids(25), jax.random.key(0), 100, {}
+    for name, dot in {"as JAX does": jax.lax.dot_general, "nn.dot_general": nn.dot_general}.items():
+        dense = functools.partial(fnn.Dense, dot_general=dot)
+        model = fnn.Sequential([dense(40), fnn.relu, dense(40), fnn.relu, dense(1)])
+        learner = maml(model, inner_optimizer=optax.sgd(0.01), steps=1, loss=losses.mean_squared_error)
+
+        def descend(params: Any, _: None, learner: Any = learner) -> tuple[Any, None]:
+            grads = batch_meta_grad(learner, params, episodes, key)[0]
+            return jax.tree.map(lambda p, g: p - 1e-3 * g, params, grads), None
+
+        run = jax.jit(lambda params, descend=descend: jax.lax.scan(descend, params, length=count)[0])
+        params = learner.init(key, first(episodes))
+        runs[name] = functools.partial(run, params)
+    found = {name: 1e3 * value / count for name, value in in_turns(runs, 3 * REPEATS).items()}
+    print("sinusoid MLP", {name: round(value, 3) for name, value in found.items()}, flush=True)
     return found
 
 

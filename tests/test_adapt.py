@@ -155,3 +155,9 @@ def test_one_step_is_no_loop_and_equal_to_a_loop_of_one(minibatched: bool) -> No
     np.testing.assert_allclose(found.losses, np.full((4, 1), 2.0))
     np.testing.assert_allclose(found.aux["most"], np.full((4, 1), 1.0))
     np.testing.assert_allclose(found.path, np.stack([np.tile(np.arange(3.0), (4, 1)), found.params], axis=1))
+
+
+def test_one_step_tells_of_an_update_of_another_shape_as_a_loop_does() -> None:
+    broadcasting = optax.stateless(lambda updates, params: jax.tree.map(lambda u: jnp.ones((3, *u.shape)), updates))
+    with pytest.raises(TypeError, match="carry"):
+        adapt(lambda w, _: jnp.sum(w**2), jnp.ones(2), None, optimizer=broadcasting, steps=1)

@@ -205,3 +205,14 @@ def test_the_command_line_compares_where_a_run_has_come_to(tmp_path: Path, capsy
     (tmp_path / "run" / "config.json").write_text(json.dumps(config))
     assert run("compare", *words, "--out", tmp_path / "other") == 2
     assert "--run wants a run of maml or fomaml, but" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("contracted", [((1,), (0,)), ((1,), (1,)), ((0,), (0,))])
+def test_products_count_as_jax_s_do(contracted) -> None:
+    x, w = (jnp.ones((3, 4, n) if along == (0,) else (3, n, 4)) for n, along in zip((2, 5), contracted, strict=True))
+
+    def flops(dot):
+        loss = lambda x, w: jnp.sin(dot(x, w, (contracted, ((), ())))).sum()  # noqa: E731
+        return analysis.inspect(jax.vmap(jax.grad(loss, (0, 1))), x, w).flops
+
+    assert flops(nn.dot_general) == flops(jax.lax.dot_general) > 0

@@ -374,3 +374,26 @@ def test_episodes_drawn_ahead_are_those_drawn_step_by_step(monkeypatch: pytest.M
         ran.append(traced.lower().compile()(state, (), jax.random.key(0), jnp.asarray(2)))
     assert programs[0] != programs[1]
     assert_trees_close(*ran, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("impl", "held", "ahead"), [("threefry2x32", 1, True), ("rbg", 1, False), ("threefry2x32", 10**5, False)]
+)
+def test_episodes_are_drawn_ahead_where_that_changes_and_takes_nothing(impl: str, held: int, ahead: bool) -> None:
+    """Other generators draw other numbers under `vmap`, and what a source holds while it draws would be held often."""
+    from jaxmeta.training import _fit
+
+    source = tasks.sinusoid(shots=3)
+
+    def sample(data, key):
+        scale = jax.random.permutation(key, held).max() * 0.0 + 1.0
+        episode = source.sample(data, key)
+        return jax.tree.map(lambda leaf: leaf * scale, episode)
+
+    learner = maml(nn.MLP((4,), 1), inner_optimizer=optax.sgd(0.1), loss=losses.mean_squared_error)
+    params = learner.init(jax.random.key(1), source.sample((), jax.random.key(0)))
+    state = _fit.TrainState(params, OPTIMIZER.init(params))
+    window = functools.partial(_fit._window, learner, sample, OPTIMIZER, 3, None, 1, 100)
+    program = jax.make_jaxpr(window)(state, (), jax.random.key(0, impl=impl), jnp.asarray(0))
+    outside = [eqn for eqn in program.jaxpr.eqns if eqn.primitive.name != "scan"]
+    assert ("random_bits" in str(outside)) == ahead

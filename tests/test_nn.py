@@ -580,3 +580,37 @@ def test_an_mlp_follows_explicit_sharding() -> None:
     with jax.set_mesh(sharding.mesh):
         divided = gradient(params, jax.device_put(x, sharding))
     assert_trees_close(divided, gradient(params, x), rtol=1e-5, atol=1e-6)
+
+
+def test_a_mapped_product_follows_explicit_sharding() -> None:
+    mesh = jax.make_mesh((2,), ("devices",))
+    w, x = jax.random.normal(jax.random.key(0), (6, 2)), jax.random.normal(jax.random.key(1), (4, 3, 6))
+    with jax.set_mesh(mesh):
+        put = jax.device_put(x, jax.NamedSharding(mesh, jax.P("devices")))
+
+        def total(dot, w, x):
+            return jax.vmap(lambda x: jnp.sin(dot(x, w, MATRICES)).sum())(x).sum()
+
+        ours, stock = (
+            jax.jit(jax.grad(functools.partial(total, d)))(w, put) for d in (nn.dot_general, jax.lax.dot_general)
+        )
+    np.testing.assert_allclose(ours, stock, rtol=1e-5, atol=1e-6)
+
+
+def test_products_and_convolutions_run_without_jit() -> None:
+    x, w = jnp.ones((4, 3)), jnp.ones((3, 2))
+    image, kernel = jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 2, 1))
+    with jax.disable_jit():
+        np.testing.assert_array_equal(jax.grad(lambda w: nn.dot_general(x, w, MATRICES).sum())(w), jnp.full((3, 2), 4))
+        y = nn.conv_general_dilated(image, kernel, (1, 1), "VALID", dimension_numbers=LAYOUT)
+    np.testing.assert_array_equal(y, jnp.full((1, 2, 2, 1), 18))
+
+
+def test_a_product_s_type_is_weak_only_if_both_are() -> None:
+    strong = jnp.ones((1, 1), jnp.float32)
+    weak = jax.jit(lambda: jnp.broadcast_to(2.0, (1, 1)))()
+    for pair in ((weak, strong), (strong, weak), (weak, weak)):
+        ours, theirs = (
+            dot(*pair, MATRICES, precision=["highest", "highest"]) for dot in (nn.dot_general, jax.lax.dot_general)
+        )
+        assert ours.weak_type == theirs.weak_type

@@ -85,6 +85,9 @@ def _equation_flops(eqn: Any) -> float:
     if name == "conv2d":  # jaxmeta.nn's: a sum over images, outputs, window and channels, whichever of them comes out
         y, w = _conv2d_shapes(eqn)
         return 2.0 * math.prod(y) * math.prod(w[:3])
+    if name == "dot":  # jaxmeta.nn's: a sum over rows, inputs and outputs, whichever two of them come out
+        first, second = (var.aval.shape for var in eqn.invars)
+        return 2.0 * math.prod(first) * second[-2 if params["kind"] == "x" else -1]
     inner = [_flops(sub) for sub in subprograms(eqn)]
     if name == "cond":
         return max(inner, default=0.0)

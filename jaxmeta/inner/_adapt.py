@@ -8,7 +8,7 @@
 | phi_K | `Adapted.params` | | B_j | `batch`, or its j-th slice when `minibatched` |
 | U | `optimizer` | | K | `steps` |
 
-It is one `jax.lax.scan`, so its compile time does not grow with K, and everything in it can be
+It is one `jax.lax.scan`, but for K = 1, so its compile time does not grow with K, and everything in it can be
 differentiated: `jax.grad` through `adapt` is exact second-order MAML. What that costs is up to two arguments that do
 not change its value: `hvp`, how the inner gradient is differentiated again, and `remat`, what is recomputed.
 """

@@ -41,9 +41,10 @@ def scan(step: Step, carry: Any, xs: Any, *, length: int, levels: int, step_resi
     """
     levels = min(levels, max(1, length.bit_length() - 1))  # of segments of two steps or more
     if length == 1:  # without a loop, whose carry `jax.vmap` would copy for each task before the only step
-        carry, y = step(carry, jax.tree.map(lambda leaf: leaf[0], xs))
-        return carry, jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], y)
-    if levels == 0 or length == 0:
+        moved, y = step(carry, jax.tree.map(lambda leaf: leaf[0], xs))
+        if jax.tree.map(jax.typeof, moved) == jax.tree.map(jax.typeof, carry):  # else the loop tells what is wrong
+            return moved, jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], y)
+    if levels == 0 or length <= 1:
         return jax.lax.scan(step, carry, xs, length=length)
     if levels == 1:
         return jax.lax.scan(jax.checkpoint(step, prevent_cse=False), carry, xs, length=length)

@@ -10,7 +10,6 @@ of which the kind "w" transposes first; all else, and all of it on accelerators,
 """
 
 import math
-import operator
 from typing import Any
 
 import jax
@@ -45,7 +44,7 @@ def dot_general(
     Pass it to Flax, `nn.Dense(40, dot_general=jaxmeta.nn.dot_general)`: a small network's meta-gradient then takes two
     thirds of the time on CPU. Products of two floating-point matrices of one type along one axis of each take the fast
     forms, and so do more axes of `lhs` before the last, as `nn.Dense` has them; everything else falls back to JAX's
-    own operation.
+    own operation. To a policy of `jax.checkpoint` that looks for JAX's products, such as `dots_saveable`, it is none.
 
     Args:
         lhs: `[n, i]` for a product along its last axis, or `[i, n]`.
@@ -53,7 +52,7 @@ def dot_general(
         dimension_numbers: as in JAX: `(((1,), (0,)), ((), ()))` is `lhs @ rhs`.
         precision: as in JAX.
         preferred_element_type: as in JAX; falls back unless None.
-        out_sharding: as in JAX; falls back unless None, and where an operand has a sharding as part of its type.
+        out_sharding: as in JAX; falls back unless None, and in a mesh with explicit axes.
 
     Returns:
         `[n, o]`.
@@ -64,22 +63,28 @@ def dot_general(
     >>> dot_general(jnp.ones((2, 3)), jnp.ones((3, 1)), (((1,), (0,)), ((), ()))).tolist()
     [[3.0], [3.0]]
     """
-    contracted, batched = (tuple(tuple(map(operator.index, axes)) for axes in pair) for pair in dimension_numbers)
-    before, matrix = lhs.shape[:-1], lhs
-    if lhs.ndim != 2 and contracted == ((lhs.ndim - 1,), (0,)):
-        matrix, contracted = lhs.reshape(math.prod(before), *lhs.shape[-1:]), ((1,), (0,))
-    kind = _KINDS.get((contracted, batched)) if matrix.ndim == rhs.ndim == 2 else None
-    plain = lhs.dtype == rhs.dtype and jnp.issubdtype(lhs.dtype, jnp.floating) and preferred_element_type is None
-    if kind is None or not plain or out_sharding is not None or _sharded(lhs) or _sharded(rhs):
-        return jax.lax.dot_general(
-            lhs, rhs, dimension_numbers, precision, preferred_element_type, out_sharding=out_sharding
-        )
-    found = _dot(matrix, rhs, kind=kind, precision=default_precision(precision))
-    return found if matrix is lhs else found.reshape(*before, rhs.shape[1])
+    precision = tuple(precision) if isinstance(precision, list) else precision
+    if preferred_element_type is None and out_sharding is None and _plain(lhs, rhs):
+        contracted, batched = (tuple(map(tuple, axes)) for axes in dimension_numbers)
+        before, matrix = lhs.shape[:-1], lhs
+        if lhs.ndim != 2 and contracted == ((lhs.ndim - 1,), (0,)):
+            matrix, contracted = lhs.reshape(math.prod(before), *lhs.shape[-1:]), ((1,), (0,))
+        kind = _KINDS.get((contracted, batched)) if matrix.ndim == rhs.ndim == 2 else None
+        if kind:
+            found = _dot(matrix, rhs, kind=kind, precision=default_precision(precision))
+            return found if matrix is lhs else found.reshape(*before, rhs.shape[1])
+    return jax.lax.dot_general(
+        lhs, rhs, dimension_numbers, precision, preferred_element_type, out_sharding=out_sharding
+    )
 
 
-def _sharded(operand: jax.Array) -> bool:
-    return any(axis is not None for axis in jax.typeof(operand).sharding.spec)
+def _plain(lhs: Any, rhs: Any) -> bool:
+    """Whether they are floating-point arrays of one type, and no mesh's explicit axes are part of their types."""
+    if not all(isinstance(operand, jax.Array) for operand in (lhs, rhs)):
+        return False
+    axes = {kind for operand in (lhs, rhs) for kind in jax.typeof(operand).sharding.mesh.axis_types}
+    same = lhs.dtype == rhs.dtype and jnp.issubdtype(lhs.dtype, jnp.floating)
+    return same and jax.sharding.AxisType.Explicit not in axes
 
 
 def _as_jax_does(a: jax.Array, b: jax.Array, *, kind: Kind, precision: Any) -> jax.Array:
@@ -90,8 +95,8 @@ def _as_jax_does(a: jax.Array, b: jax.Array, *, kind: Kind, precision: Any) -> j
 
 def _for_cpu(a: jax.Array, b: jax.Array, *, kind: Kind, precision: Any) -> jax.Array:
     """Any kind; the kind "w" of small matrices transposed first, which XLA would undo."""
-    small = a.shape[-2] * a.shape[-1] * a.dtype.itemsize <= _SMALL_BYTES
-    if kind != "w" or not small:
+    constant = all(isinstance(size, int) for size in a.shape)  # as it is not in an exported program of any size
+    if kind != "w" or not constant or math.prod(a.shape[-2:]) * a.dtype.itemsize > _SMALL_BYTES:
         return _as_jax_does(a, b, kind=kind, precision=precision)
     return jnp.matmul(jax.lax.optimization_barrier(a.mT), b, precision=precision)
 

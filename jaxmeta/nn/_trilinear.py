@@ -36,13 +36,15 @@ def trilinear(name: str, *, form: Form, on_cpu: Form, batch: Callable[..., Any],
         `(a, b, *, kind, **static)`, which is differentiable in every mode and to any order.
     """
     primitive = Primitive(name)
+    static = ("kind", *static)
 
     def bind(a: jax.Array, b: jax.Array, **params: Any) -> jax.Array:
         return primitive.bind(*_vary_alike(a, b), **params)
 
     def abstract(a: Any, b: Any, **params: Any) -> Any:
         like = (jax.ShapeDtypeStruct(operand.shape, operand.dtype) for operand in (a, b))
-        return a.update(shape=jax.eval_shape(lambda a, b: form(a, b, **params), *like).shape)
+        shape = jax.eval_shape(lambda a, b: form(a, b, **params), *like).shape
+        return a.update(shape=shape, weak_type=a.weak_type and b.weak_type)
 
     def pull_first(cotangent: jax.Array, a: Any, b: jax.Array, *, kind: Kind, **params: Any) -> jax.Array:
         # y(x, w): x'(ct, w);   x'(g, w): y(ct, w);   w'(x, g): x'(g, ct)
@@ -54,7 +56,10 @@ def trilinear(name: str, *, form: Form, on_cpu: Form, batch: Callable[..., Any],
         operands = (cotangent, a) if kind == "x" else (a, cotangent)
         return bind(*operands, kind=_PULLED[kind][1], **params)
 
-    primitive.def_impl(jax.jit(primitive.bind, static_argnames=("kind", *static)))
+    def run(a: jax.Array, b: jax.Array, **params: Any) -> jax.Array:
+        return (on_cpu if jax.default_backend() == "cpu" else form)(a, b, **params)
+
+    primitive.def_impl(jax.jit(run, static_argnames=static))
     primitive.def_abstract_eval(abstract)
     ad.defbilinear(primitive, pull_first, pull_second)
     batching.primitive_batchers[primitive] = batch

@@ -3,8 +3,8 @@
     theta <- theta - Optimizer( 1/T sum_t meta_grad(theta, episode_t) ),    episode_t ~ source
 
 Many outer steps run in one dispatch: a `jax.lax.scan` whose body samples the episodes, unless they are so small that
-all are drawn before it, takes the meta-gradient and applies the optimiser, with the state's buffers donated. Step i draws its randomness from (seed, i) alone, so a run
-that is killed and resumed continues bit for bit.
+all are drawn before it, takes the meta-gradient and applies the optimiser, with the state's buffers donated. Step i
+draws its randomness from (seed, i) alone, so a run that is killed and resumed continues bit for bit.
 """
 
 import functools
@@ -21,6 +21,7 @@ import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jaxmeta._memory import peak_bytes
 from jaxmeta.learner import MetaLearner, Params, descended, outer_step
 from jaxmeta.meta_batch import batch_meta_grad, divide
 from jaxmeta.tasks import Source
@@ -28,8 +29,8 @@ from jaxmeta.training import _run
 from jaxmeta.training._interrupt import held_interrupt
 from jaxmeta.training._run import TrainState
 
-# A window's episodes are drawn before its first step where they take no more than this.
-_AHEAD_BYTES = 2**22
+# A window's episodes are drawn before its first step where drawing them takes no more than this.
+_AHEAD_BYTES = 2**25
 
 
 class FitResult(NamedTuple):
@@ -220,26 +221,23 @@ def _window(
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """`length` outer steps from step `first` on; metrics come back with a leading step axis."""
 
-    def draw_keys(step: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def draw(step: jax.Array) -> tuple[Any, jax.Array]:
         sample_key, grad_key = jax.random.split(jax.random.fold_in(key, step))
-        return jax.random.split(sample_key, meta_batch), grad_key
+        return jax.vmap(sample, in_axes=(None, 0))(data, jax.random.split(sample_key, meta_batch)), grad_key
 
-    def draw(keys: jax.Array) -> Any:
-        return jax.vmap(sample, in_axes=(None, 0))(data, keys)
+    # Random numbers are many small operations on CPU, and for a whole window hardly more than for one step. Other
+    # generators than threefry draw other numbers under `jax.vmap`.
+    steps = first + jnp.arange(length)
+    ahead = "threefry" in str(jax.random.key_impl(key)) and peak_bytes(jax.vmap(draw), steps) <= _AHEAD_BYTES
 
-    # Random numbers are many small operations on CPU, and for a whole window hardly more than for one step.
-    keys, grad_keys = jax.vmap(draw_keys)(first + jnp.arange(length))
-    ahead = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(jax.eval_shape(jax.vmap(draw), keys)))
-    ahead = ahead <= _AHEAD_BYTES
-
-    def train_step(state: TrainState, drawn: tuple[Any, jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:
-        episodes, grad_key = drawn if ahead else (draw(drawn[0]), drawn[1])
+    def train_step(state: TrainState, drawn: Any) -> tuple[TrainState, dict[str, jax.Array]]:
+        episodes, grad_key = drawn if ahead else draw(drawn)
         grads, metrics = batch_meta_grad(learner, state.params, episodes, grad_key, chunk=chunk, devices=devices)
         params, opt_state = outer_step(optimizer, state.params, grads, state.opt_state)
         norms = {"grad_norm": optax.tree.norm(descended(grads)), "param_norm": optax.tree.norm(descended(params))}
         return TrainState(params, opt_state), {**metrics, **norms}
 
-    return jax.lax.scan(train_step, state, (jax.vmap(draw)(keys) if ahead else keys, grad_keys))
+    return jax.lax.scan(train_step, state, jax.vmap(draw)(steps) if ahead else steps)
 
 
 def _check_finite(metrics: dict[str, np.ndarray], first: int) -> None:
