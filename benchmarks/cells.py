@@ -171,7 +171,7 @@ CELLS = {
         "arXiv:1703.03400, the comparison with multi-task baselines",
         25 * 70_000,
         "Ten steps at this rate diverge on one to seven tasks in 6,000 (`python benchmarks/sinusoid_init.py`), and one "
-        "of them takes the mean with it.",
+        "of them takes a mean of 600 with it.",
     ),
     "fomaml-sinusoid": Cell(
         "First-order MAML",
