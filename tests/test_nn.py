@@ -614,3 +614,11 @@ def test_a_product_s_type_is_weak_only_if_both_are() -> None:
             dot(*pair, MATRICES, precision=["highest", "highest"]) for dot in (nn.dot_general, jax.lax.dot_general)
         )
         assert ours.weak_type == theirs.weak_type
+
+
+def test_a_product_s_gradient_is_exported_for_any_number_of_rows() -> None:
+    (rows,) = jax.export.symbolic_shape("rows")
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((3, 2), (rows, 3))]
+    gradient = jax.jit(jax.grad(lambda w, x: jnp.sin(nn.dot_general(x, w, MATRICES)).sum()))
+    w, x = jax.random.normal(jax.random.key(0), (3, 2)), jax.random.normal(jax.random.key(1), (5, 3))
+    np.testing.assert_allclose(jax.export.export(gradient)(*shapes).call(w, x), gradient(w, x), rtol=1e-6)
