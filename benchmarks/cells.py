@@ -204,7 +204,7 @@ CELLS = {
     "maml-omniglot-5w5s": Cell(
         "MAML",
         "Omniglot",
-        "jaxmeta train maml --dataset omniglot --shots 5 --steps 8000",
+        "jaxmeta train maml --dataset omniglot --shots 5 --steps 4000",
         (),
         (Accuracy(5, 5, "99.9 ± 0.1"),),
         _MAML,
@@ -215,7 +215,7 @@ CELLS = {
     "maml-omniglot-20w1s": Cell(
         "MAML",
         "Omniglot",
-        "jaxmeta train maml --dataset omniglot --ways 20 --steps 6000",
+        "jaxmeta train maml --dataset omniglot --ways 20 --steps 3000",
         (),
         (Accuracy(20, 1, "95.8 ± 0.3"),),
         _MAML,
@@ -236,7 +236,7 @@ CELLS = {
     "fomaml-omniglot-5w5s": Cell(
         "First-order MAML",
         "Omniglot",
-        "jaxmeta train fomaml --dataset omniglot --shots 5 --steps 8000",
+        "jaxmeta train fomaml --dataset omniglot --shots 5 --steps 4000",
         (),
         (Accuracy(5, 5, "99.2 ± 0.2"),),
         _REPTILE,
@@ -246,7 +246,7 @@ CELLS = {
     "fomaml-omniglot-20w1s": Cell(
         "First-order MAML",
         "Omniglot",
-        "jaxmeta train fomaml --dataset omniglot --ways 20 --steps 6000",
+        "jaxmeta train fomaml --dataset omniglot --ways 20 --steps 3000",
         (),
         (Accuracy(20, 1, "89.4 ± 0.5"),),
         _REPTILE,
