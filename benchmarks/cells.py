@@ -241,7 +241,8 @@ CELLS = {
         (Accuracy(5, 5, "99.2 ± 0.2"),),
         _REPTILE,
         32 * 60_000,
-        _OWN_SPLIT,
+        f"{_OWN_SPLIT} Still rising when it ended: 95.3 % of the queries of training episodes came out right at 2,100 "
+        "steps, and 97.6 % at 4,000.",
     ),
     "fomaml-omniglot-20w1s": Cell(
         "First-order MAML",
