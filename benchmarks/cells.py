@@ -252,7 +252,8 @@ CELLS = {
         (Accuracy(20, 1, "89.4 ± 0.5"),),
         _REPTILE,
         16 * 60_000,
-        _OWN_SPLIT,
+        f"{_OWN_SPLIT} Still rising when it ended: 71.4 % of the queries of training episodes came out right at 2,000 "
+        "steps, and 80.3 % at 3,000.",
     ),
     # The outer step falls to 0 over the steps taken.
     "reptile-omniglot-5w1s": Cell(
