@@ -11,7 +11,21 @@ import optax
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from jaxmeta import Batch, Carried, Episode, analysis, fomaml_grad, losses, maml, maml_grad, maml_pp, nn, reptile, tasks
+from jaxmeta import (
+    Batch,
+    Carried,
+    Episode,
+    analysis,
+    fomaml_grad,
+    imaml_grad,
+    losses,
+    maml,
+    maml_grad,
+    maml_pp,
+    nn,
+    reptile,
+    tasks,
+)
 from jaxmeta.analysis._compare import table
 
 from test_cli import run  # isort: skip
@@ -216,3 +230,19 @@ def test_products_count_as_jax_s_do(contracted) -> None:
         return analysis.inspect(jax.vmap(jax.grad(loss, (0, 1))), x, w).flops
 
     assert flops(nn.dot_general) == flops(jax.lax.dot_general) > 0
+
+
+def test_an_implicit_gradient_far_from_its_solution_is_told() -> None:
+    loss = lambda w, batch: jnp.sum((w - batch.y) ** 2)  # noqa: E731
+    params, tasks_ = jnp.ones(1), Episode(*[Batch(jnp.zeros((2, 3, 1)), jnp.full((2, 3, 1), 5.0))] * 2)
+
+    def implicit(steps):
+        return lambda w, episode, key: imaml_grad(
+            loss, w, episode, optimizer=optax.sgd(0.01), steps=steps, proximal=2.0
+        )
+
+    found = analysis.compare(
+        {"near": implicit(60), "far": implicit(2)}, params, tasks_, jax.random.key(0), reference="near", devices=1
+    )
+    assert [len(row.warnings) for row in found] == [0, 1]
+    assert "far from the solution" in table(found)

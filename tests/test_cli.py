@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import io
 import json
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 from test_tasks import draw_folder
 
 import jaxmeta
-from jaxmeta import adapt, cli, evaluate, losses, mask_by_path, memory, metric, nn, presets
+from jaxmeta import adapt, cli, evaluate, fit, losses, mask_by_path, memory, metric, nn, presets
 from jaxmeta.cli import _commands
 from jaxmeta.cli._arguments import Train
 from jaxmeta.cli._commands import _train_options, _train_settings, set_up_jax
@@ -140,6 +141,15 @@ def test_every_preset_starts(method: str, dataset: str) -> None:
     support, query = setup.test_source.sample(setup.test_source.data, jax.random.key(0))
     found = jax.eval_shape(setup.test_learner.predict, params, support, query.x, jax.random.key(2))
     assert found.shape[0] == len(query.x)
+
+
+@pytest.mark.parametrize("method", [m for m in presets.METHODS if "sinusoid" in presets.datasets_of(m)])
+def test_every_preset_on_sinusoids_stays_finite(method: str) -> None:
+    """What `jaxmeta train METHOD` does first; `fit` stops at what is not finite."""
+    setup = presets.build(presets.settings(method, "sinusoid"))
+    train = functools.partial(fit, setup.learner, setup.train_source, setup.optimizer, progress=False)
+    params = train(steps=20, meta_batch=5, log_every=20).params
+    assert evaluate(setup.test_learner, params, setup.test_source, episodes=20).mean < 20
 
 
 def test_metanet_s_preset_is_as_the_table_of_results_says() -> None:
@@ -421,6 +431,13 @@ def test_presets_are_the_papers() -> None:
     five, twenty = (presets.settings("maml", "omniglot", ways=ways) for ways in (5, 20))
     assert (five.inner_lr, five.inner_steps, five.eval_inner_steps, five.meta_batch) == (0.4 * 5, 1, 3, 32)
     assert (twenty.inner_lr, twenty.inner_steps, twenty.eval_inner_steps, twenty.meta_batch) == (0.1 * 20, 5, 5, 16)
+    few, many = (presets.settings("imaml", "omniglot", ways=ways) for ways in (5, 20))
+    assert (few.inner_lr, few.proximal, few.inner_steps, few.meta_batch, few.steps) == (0.1, 2.0, 16, 32, 20_000)
+    assert (many.inner_steps, many.eval_inner_steps, many.meta_batch) == (25, 25, 32)
+    boil, pp = (presets.settings(method, "omniglot") for method in ("boil", "maml_pp"))
+    assert (boil.inner_lr, boil.inner_steps) == (0.5, 1)
+    assert (pp.inner_lr, pp.inner_steps, pp.eval_inner_steps, pp.meta_batch, pp.steps) == (0.1, 5, 5, 8, 100 * 500)
+    assert presets.settings("meta_sgd", "omniglot").inner_steps == 1
     reptile = presets.settings("reptile", "omniglot", shots=5)
     assert (reptile.train_shots, reptile.shots, reptile.inner_batch, reptile.meta_batch) == (10, 5, 10, 5)
     assert (reptile.train_subset, reptile.train_rotations, reptile.test_rotations) == ("trainval", "classes", "none")

@@ -16,6 +16,9 @@ from jaxmeta.episode import Episode
 from jaxmeta.learner import MetaLearner, Metrics, Params, descended
 from jaxmeta.meta_batch import batch_meta_grad
 
+# Of the inner objective's gradient, what may be left at the end of the inner loop.
+_FAR = 0.25
+
 MetaGrad = Callable[[Params, Episode, jax.Array], tuple[Params, Metrics]]
 
 
@@ -32,7 +35,8 @@ class EstimatorRow(NamedTuple):
         temp_bytes: the compiled program's temporaries, on each device.
         compile_seconds: time that compilation took.
         step_seconds: the median time of a run.
-        warnings: what is needlessly slow in it; see `inspect`.
+        warnings: what is needlessly slow in it, see `inspect`; and of `imaml`, that its inner loop ends far from the
+            solution.
     """
 
     name: str
@@ -122,7 +126,7 @@ def compare(
             inspections[name].temp_bytes,
             inspections[name].compile_seconds,
             statistics.median(seconds[name]) if repeats else float("nan"),
-            inspections[name].warnings,
+            (*inspections[name].warnings, *_unsolved(metrics)),
         )
         for name, (grads, metrics) in results.items()
     ]
@@ -136,6 +140,16 @@ def _mean_over_tasks(estimator: MetaLearner | MetaGrad, chunk: int | None, devic
 
         estimator = MetaLearner(nothing, estimator, nothing)
     return lambda params, episodes, key: batch_meta_grad(estimator, params, episodes, key, chunk=chunk, devices=devices)
+
+
+def _unsolved(metrics: Metrics) -> tuple[str, ...]:
+    """A warning where an implicit gradient was taken far from the solution, at which alone it holds."""
+    residual = float(metrics.get("inner_residual", 0.0))
+    if residual <= _FAR:
+        return ()
+    return (
+        f"inner_residual={residual:.2g}, far from the solution at which its gradient holds: take more or larger steps",
+    )
 
 
 def _distance(name: str, grads: Params, exact: Params) -> tuple[float, float, float]:

@@ -162,6 +162,9 @@ def _classes(settings: Settings) -> tuple[tasks.Classes, tasks.Classes]:
 def estimators(settings: Settings) -> tuple[dict[str, MetaLearner], tasks.Source]:
     """Methods that differentiate the same parameters, with the model, the inner rate and the inner steps of settings.
 
+    iMAML alone, which differentiates the solution of an inner problem of its own, has the rate and steps of its preset.
+    Unlike the presets, all adapt the offsets of batch normalisation too.
+
     Args:
         settings: of MAML; other methods take over what they share with it.
 
@@ -177,5 +180,7 @@ def estimators(settings: Settings) -> tuple[dict[str, MetaLearner], tasks.Source
     if steps:
         found["reptile"] = reptile(model, inner_lr=settings.inner_lr, **shared)
     found |= {"anil": anil(model, **shared), "boil": boil(model, **shared)}
-    found["imaml"] = imaml(model, proximal=settings.proximal, **shared)
+    solves = OPTIMIZATION.preset("imaml", settings.dataset, settings.ways, settings.shots, settings.queries)
+    solver = {"inner_optimizer": optax.sgd(solves.inner_lr), "steps": solves.inner_steps, "proximal": solves.proximal}
+    found["imaml"] = imaml(model, loss=loss, **solver)
     return found, _sources(settings)[0]
