@@ -19,7 +19,7 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
         labels: `[n]`, integers in `[0, ways)`.
 
     Returns:
-        A scalar.
+        A scalar. It is NaN, and so are its derivatives, where a label is none of those.
 
     Raises:
         TypeError: the labels are not integers.
@@ -30,7 +30,9 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     1.6094
     """
     _check_pair(logits, labels, integer=True)
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+    # Indexing would take -1 for the last class, and give an unknown class the gradient of no class.
+    known = jnp.where((labels >= 0) & (labels < logits.shape[-1]), 1.0, jnp.nan).astype(logits.dtype)
+    return (known * optax.softmax_cross_entropy_with_integer_labels(logits, labels)).mean()
 
 
 def mean_squared_error(values: jax.Array, targets: jax.Array) -> jax.Array:

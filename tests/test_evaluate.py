@@ -173,8 +173,20 @@ def test_a_class_may_be_impossible_or_certain_but_there_must_be_an_answer(scores
 
 def test_labels_that_the_learner_does_not_choose_among_are_refused() -> None:
     narrow = MetaLearner(lambda key, episode: (), lambda *_: ((), {}), lambda p, s, x, k: jnp.zeros((len(x), 3)))
-    with pytest.raises(ValueError, match="chooses among 3 classes, but the episodes have a label of 4"):
+    with pytest.raises(ValueError, match="chooses among 3 classes, but the episodes have labels from 0 to 4"):
         evaluate(narrow, (), GLYPHS, episodes=5)
+
+
+@pytest.mark.parametrize("part", ["support", "query"])
+def test_labels_below_zero_are_refused(part: str) -> None:
+    """Indexing would take them for the last classes."""
+
+    def sample(data, key) -> Episode:
+        episode = GLYPHS.sample(data, key)
+        return episode._replace(**{part: getattr(episode, part)._replace(y=getattr(episode, part).y - 1)})
+
+    with pytest.raises(ValueError, match="chooses among 5 classes, but the episodes have labels from -1 to 4"):
+        evaluate(NEAREST, (), GLYPHS._replace(sample=sample), episodes=5)
 
 
 def test_an_episode_without_a_support_set_of_its_shape_is_named() -> None:

@@ -45,7 +45,13 @@ class Task(NamedTuple):
 
 
 def task_of(model: Model, loss: Callable[[jax.Array, jax.Array], jax.Array]) -> Task:
-    """Closes a loss on predictions over a model."""
+    """Closes a loss on predictions over a model.
+
+    Raises:
+        TypeError: the loss is no function.
+    """
+    if not callable(loss):
+        raise TypeError(f"loss must be a function (predictions, targets) -> scalar, but is {loss!r}")
 
     def scored_loss_fn(params: Params, batch: Batch) -> tuple[jax.Array, Metrics]:
         predictions = model.apply(params, batch.x)
@@ -119,12 +125,14 @@ def gradient_learner(
     What it descends in `predict` is `inner_loss(loss_fn, params)`, the task's loss as it is where nothing is given.
     """
     check_inner_loop(inner_optimizer, steps)
-    check_inner_loop(inner_optimizer, eval_steps, "eval_steps")
+    check_inner_loop(inner_optimizer, steps if eval_steps is None else eval_steps, "eval_steps")
     task = task_of(model, loss)
 
     def meta_grad(params: Params, episode: Episode, key: jax.Array) -> tuple[Params, Metrics]:
         del key
         check_learnable(episode)
+        for batch in episode:
+            check_outputs(model, params, batch)
         return estimator(
             task.scored_loss_fn, params, episode, optimizer=inner_optimizer, steps=steps, mask=mask, has_aux=True
         )

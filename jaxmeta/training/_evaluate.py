@@ -191,8 +191,8 @@ def _judge(
         table, beyond = (np.asarray(found) for found in _scores(learner, query_mode, chunk, params, block, keys))
         if beyond.any():
             raise ValueError(
-                f"the learner chooses among {beyond.max()} classes, but the episodes have a label of "
-                f"{int(block.query.y.max())}"
+                f"the learner chooses among {beyond.max()} classes, but the episodes have labels from "
+                f"{min(int(part.y.min()) for part in block)} to {max(int(part.y.max()) for part in block)}"
             )
         tables.append(table)
     table = np.concatenate(tables)
@@ -235,7 +235,10 @@ def _scores(
 
     def one(params: Params, episode: Episode, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         path, targets = _predictions(learner, query_mode, params, episode, key), episode.query.y
-        beyond = is_classification(targets) and path.shape[-1] * (targets.max() >= path.shape[-1])
+        beyond = 0
+        if is_classification(targets):
+            labels = jnp.concatenate([episode.support.y, targets])
+            beyond = path.shape[-1] * ((labels.min() < 0) | (labels.max() >= path.shape[-1]))
         return jax.vmap(lambda predictions: _score(predictions, targets))(path), jnp.asarray(beyond, int)
 
     def share(params: Params, block: Episode, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
