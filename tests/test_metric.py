@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 from helpers import inner_product, random_direction, stencil_derivative, to_float64
+from jax.sharding import PartitionSpec as P
 
 import jaxmeta as jm
 from jaxmeta import Batch, Episode, metric, nn, tasks
@@ -628,7 +629,7 @@ def test_bad_arguments_are_named() -> None:
     with pytest.raises(ValueError, match=r"l2=0\.5 is of weights named kernel, but the encoder has none"):
         jm.siamese(type("Bare", (), {name: staticmethod(f) for name, f in bare.items()}), l2=0.5).init(KEY, vectors())
     listed = Batch(jnp.eye(5), LABELS.tolist())  # pyright: ignore[reportArgumentType]
-    with pytest.raises(TypeError, match=r"support\.y must be an array with an example axis, but is \[2, 0"):
+    with pytest.raises(TypeError, match=r"support\.y must be an array with an example axis, but is of type list"):
         LEARNERS["matching"].predict({}, listed, jnp.eye(5), KEY)
     episode = tasks.sinusoid(shots=5).sample((), KEY)
     with pytest.raises(TypeError, match=r"support\.y must hold integer class labels"):
@@ -724,3 +725,30 @@ def test_peers_whose_gradients_differ_are_not_raced() -> None:
     for theirs in ({"w": ours["w"].astype(np.float32)}, {"v": ours["w"]}):
         with pytest.raises(ValueError, match="gradients must be of the same parameters in float64"):
             relative_difference(ours, theirs)
+
+
+def test_batch_normalisation_sees_support_and_queries_as_one_batch() -> None:
+    episode, encoder = vectors(), nn.MLP((6,), 4, norm=True)
+    learner = jm.prototypical(encoder, ways=3)
+    params = learner.init(KEY, episode)
+    assert learner.compare is not None
+    found = learner.compare(params, episode.support, episode.query.x, KEY)
+    together = encoder.apply(params, jnp.concatenate([episode.support.x, episode.query.x]))
+    np.testing.assert_allclose(found.queries, together[7:], rtol=1e-5)
+    assert np.abs(found.queries - encoder.apply(params, episode.query.x)).max() > 1e-3
+
+
+def test_inside_shard_map_no_gradient_is_summed_over_devices() -> None:
+    mesh, learner = jax.sharding.Mesh(jax.devices()[:2], ("tasks",)), jm.prototypical(ENCODER, ways=3)
+    episode = jax.tree.map(lambda leaf: leaf.astype(jnp.float32) if leaf.ndim > 1 else leaf, vectors())
+    params, two = learner.init(KEY, episode), jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), episode)
+
+    def mean_gradient(params, two):
+        return jax.lax.pmean(learner.meta_grad(params, jax.tree.map(lambda leaf: leaf[0], two), KEY)[0], "tasks")
+
+    specs = {"mesh": mesh, "in_specs": (P(), P("tasks")), "out_specs": P()}
+    with pytest.raises(ValueError, match=r"the mesh axes \('tasks',\) and params do not"):
+        jax.jit(jax.shard_map(mean_gradient, **specs))(params, two)
+    found = jax.jit(jax.shard_map(mean_gradient, check_vma=False, **specs))(params, two)
+    expected = jax.jit(learner.meta_grad)(params, episode, KEY)[0]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), found, expected)

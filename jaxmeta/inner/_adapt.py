@@ -121,7 +121,7 @@ def adapt(
     def objective(adapting: Any, current: Any) -> tuple[jax.Array, Any]:
         loss, aux = split_aux(loss_fn(merge(adapting, staying), current), has_aux)
         if steps:
-            _check_varies_alike(loss, adapting)
+            check_varies_alike(loss, adapting)
         return _scalar(loss), aux
 
     def step(carry: tuple[Any, optax.OptState], step_batch: Any) -> tuple[tuple[Any, optax.OptState], Any]:
@@ -168,11 +168,11 @@ def _path(params: Any, moved: Any, staying: Any, steps: int) -> Any:
     return jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest]), params, merge(moved, stays))
 
 
-def check_inner_loop(optimizer: Any, steps: int | None, name: str = "steps", least: int = 0) -> None:
+def check_inner_loop(optimizer: Any, steps: int, name: str = "steps", least: int = 0) -> None:
     """Raises if an inner loop could not run: `steps` is too few, or `optimizer` is no Optax transformation."""
-    if steps is not None and (not hasattr(steps, "__index__") or isinstance(steps, bool)):
+    if not hasattr(steps, "__index__") or isinstance(steps, bool):
         raise TypeError(f"{name} must be an int, but is {steps!r}")
-    if steps is not None and steps < least:
+    if steps < least:
         raise ValueError(f"{name} must be {least} or more, but is {steps}")
     if not callable(getattr(optimizer, "init", None)) or not callable(getattr(optimizer, "update", None)):
         raise TypeError(
@@ -199,14 +199,14 @@ def split_aux(found: Any, has_aux: bool) -> tuple[Any, Any]:
     return found
 
 
-def _check_varies_alike(loss: Any, params: Any) -> None:
+def check_varies_alike(loss: Any, params: Any) -> None:
     """Raises if a `jax.shard_map` would sum the gradients over devices."""
     axes = jax.typeof(loss).mat.varying if isinstance(loss, jax.Array) else frozenset()
     if any(alone := axes - jax.typeof(leaf).mat.varying for leaf in jax.tree.leaves(params)):
         names = tuple(sorted(alone))
         raise ValueError(
             f"inside jax.shard_map the loss differs along the mesh axes {names} and params do not, so that JAX would "
-            f"sum inner gradients over them: give params as jax.lax.pcast(params, {names}, to='varying'), or shard_map "
+            f"sum gradients over them: give params as jax.lax.pcast(params, {names}, to='varying'), or shard_map "
             "check_vma=False"
         )
 

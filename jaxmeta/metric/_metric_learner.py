@@ -9,6 +9,7 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxmeta.episode import Batch, Episode, check_batch, check_inputs, check_is_episode, is_classification
+from jaxmeta.inner import check_varies_alike
 from jaxmeta.learner import Comparison, MetaLearner, Metrics, Model, Params
 from jaxmeta.losses import accuracy, cross_entropy
 from jaxmeta.metric._kernels import label_sum
@@ -50,6 +51,7 @@ def metric_learner(
             found = compare_all(params, episode.support, episode.query.x, key)
             log_probs = label_sum(found.log_kernel, found.labels, count_ways(episode.support, ways))
             value = loss(params, found, log_probs, episode)
+            check_varies_alike(value, params)
             return value, {"loss": value, "accuracy": accuracy(log_probs, episode.query.y)}
 
         (_, metrics), grads = jax.value_and_grad(objective, has_aux=True)(params)

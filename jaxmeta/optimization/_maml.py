@@ -21,7 +21,7 @@ import jax
 import optax
 
 from jaxmeta.episode import Episode, check_is_episode
-from jaxmeta.inner import Hvp, Remat, adapt, check_differentiable, partition
+from jaxmeta.inner import Hvp, Remat, adapt, check_differentiable, check_inner_loop, check_varies_alike, partition
 from jaxmeta.learner import MetaLearner, Metrics, Model
 from jaxmeta.losses import cross_entropy
 from jaxmeta.optimization._gradient_learner import gradient_learner, with_metrics
@@ -83,6 +83,7 @@ def maml_grad(
         Finn, Abbeel, Levine 2017, arXiv:1703.03400, algorithm 1.
     """
     check_is_episode(episode)
+    check_inner_loop(optimizer, steps)
     evaluate = with_metrics(loss_fn, has_aux)
     if steps > 0:
         check_differentiable(optimizer, partition(params, mask)[0])
@@ -99,7 +100,9 @@ def maml_grad(
             hvp=hvp,
             remat=remat,
         )
-        return evaluate(adapted.params, episode.query)
+        found = evaluate(adapted.params, episode.query)
+        check_varies_alike(found[0], params)
+        return found
 
     (_, metrics), grads = jax.value_and_grad(outer, has_aux=True)(params)
     return grads, metrics

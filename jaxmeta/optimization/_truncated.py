@@ -18,7 +18,7 @@ import jax
 import optax
 
 from jaxmeta.episode import Episode, check_is_episode
-from jaxmeta.inner import Hvp, Remat, adapt, check_differentiable, check_minibatches, partition
+from jaxmeta.inner import Hvp, Remat, adapt, check_differentiable, check_inner_loop, check_minibatches, partition
 from jaxmeta.learner import MetaLearner, Metrics, Model
 from jaxmeta.losses import cross_entropy
 from jaxmeta.optimization._gradient_learner import gradient_learner, with_metrics
@@ -75,6 +75,7 @@ def truncated_maml_grad(
         Shaban, Cheng, Hatch, Boots 2019, arXiv:1810.10667 (truncated back-propagation).
     """
     check_is_episode(episode)
+    check_inner_loop(optimizer, steps)
     if not 0 <= backprop_steps <= steps:
         raise ValueError(f"backprop_steps must lie in [0, {steps}], the inner steps, but is {backprop_steps}")
     check_minibatches(episode.support, steps, minibatched)
