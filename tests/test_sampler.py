@@ -139,3 +139,20 @@ def test_the_data_are_an_argument_and_not_a_constant_of_the_program() -> None:
 def test_episodes_that_cannot_be_are_refused(kwargs, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         tasks.episodes(NUMBERED, **{"ways": 5, "shots": 1, "queries": 1, **kwargs})
+
+
+def test_bytes_are_scaled_where_they_are_images_and_only_there() -> None:
+    labels = [0, 0, 1, 1]
+    drawn = []
+    for shape in ((4, 3), (4, 2, 2, 1)):
+        source = tasks.episodes(tasks.from_arrays(np.full(shape, 51, np.uint8), labels), ways=2, shots=1, queries=1)
+        drawn.append(source.sample(source.data, jax.random.key(0)).query.x)
+    assert drawn[0].dtype == np.uint8
+    assert (np.asarray(drawn[0]) == 51).all()
+    np.testing.assert_allclose(drawn[1], 0.2, rtol=1e-6)
+
+
+def test_images_of_zeros_and_ones_are_not_scaled_away() -> None:
+    ones = np.eye(8, dtype=np.uint8)[None, :, :, None].repeat(4, 0)
+    with pytest.raises(ValueError, match="x must hold uint8 images of 0 to 255, but its largest value is 1"):
+        tasks.from_arrays(ones, [0, 0, 1, 1])

@@ -25,8 +25,8 @@ def from_arrays(x: Any, y: Any, *, name: str = "arrays") -> Classes:
 
     Raises:
         TypeError: x does not hold numbers.
-        ValueError: lengths differ, there are no examples, or x holds a value that is not finite or wants more than 32
-            bits.
+        ValueError: lengths differ, there are no examples, x holds a value that is not finite or wants more than 32
+            bits, or `uint8` images of 0 and 1, which scaling would make all but black.
 
     >>> import numpy as np
     >>> classes = from_arrays(np.zeros((6, 28, 28, 1), np.uint8), [3, 3, 7, 7, 7, 3])
@@ -41,6 +41,8 @@ def from_arrays(x: Any, y: Any, *, name: str = "arrays") -> Classes:
         )
     if not len(y):
         raise ValueError("x must hold at least one example, but is empty")
+    if x.dtype == np.uint8 and x.ndim == 4 and x.max(initial=0) == 1:
+        raise ValueError("x must hold uint8 images of 0 to 255, but its largest value is 1: give 255 * x, or float32")
     x = _in_32_bits(x)
     labels = np.unique(y)
     return _stack([x[y == label] for label in labels], tuple(str(label) for label in labels), {"name": name})

@@ -130,10 +130,10 @@ def _turn(x: jax.Array, quarters: jax.Array) -> jax.Array:
 
 
 def _labelled(x: jax.Array) -> Batch:
-    """Flattens `[ways, n, ...]` to a batch of `ways * n` with labels in class order."""
+    """Flattens `[ways, n, ...]` to a batch of `ways * n` with labels in class order; `uint8` images become [0, 1]."""
     ways, n = x.shape[:2]
     x = x.reshape(ways * n, *x.shape[2:])
-    if x.dtype == jnp.uint8:
+    if x.dtype == jnp.uint8 and x.ndim == 4:
         x = x.astype(jnp.float32) / 255.0
     return Batch(x, jnp.repeat(jnp.arange(ways, dtype=jnp.int32), n))
 
