@@ -115,7 +115,7 @@ def check_batch(name: str, batch: Any, ways: int | None) -> None:
     for part in Batch._fields:
         value = getattr(batch, part)
         if not isinstance(value, jax.Array | np.ndarray) or value.ndim == 0:
-            raise TypeError(f"{name}.{part} must be an array with an example axis, but is {value!r}")
+            raise TypeError(f"{name}.{part} must be an array with an example axis, but {_kind(value)}")
     if batch.x.shape[0] != batch.y.shape[0]:
         raise ValueError(
             f"{name}.x holds {batch.x.shape[0]} examples, but {name}.y holds {batch.y.shape[0]} targets "
@@ -123,6 +123,10 @@ def check_batch(name: str, batch: Any, ways: int | None) -> None:
         )
     if is_classification(batch.y):
         _check_labels(name, batch.y, ways)
+
+
+def _kind(value: Any) -> str:
+    return "has no axis" if isinstance(value, jax.Array | np.ndarray) else f"is of type {type(value).__name__}"
 
 
 def _check_labels(name: str, labels: jax.Array, ways: int | None) -> None:

@@ -146,17 +146,23 @@ def descended(params: Params) -> Params:
 
 
 def outer_step(
-    optimizer: optax.GradientTransformation, params: Params, grads: Params, opt_state: optax.OptState
+    optimizer: optax.GradientTransformation,
+    params: Params,
+    grads: Params,
+    opt_state: optax.OptState,
+    *,
+    value: jax.Array | None = None,
 ) -> tuple[Params, optax.OptState]:
     """One outer step: descends the gradients, and replaces what is `Carried`.
 
     Where nothing is carried this is `optimizer.update` followed by `optax.apply_updates`.
 
     Args:
-        optimizer: the outer optimiser, any Optax transformation.
+        optimizer: the outer optimiser, any Optax transformation but for those that search a line.
         params: meta-parameters.
         grads: what `batch_meta_grad` returned for them.
         opt_state: the outer optimiser's state, at first `optimizer.init(descended(params))`.
+        value: the loss at `params`, for optimisers that want it, such as `optax.contrib.reduce_on_plateau`.
 
     Returns:
         `(params, opt_state)` after the step.
@@ -170,7 +176,8 @@ def outer_step(
     (0.7, 5.0)
     """
     weights = descended(params)
-    updates, opt_state = optimizer.update(descended(grads), opt_state, weights)
+    update = optax.with_extra_args_support(optimizer).update
+    updates, opt_state = update(descended(grads), opt_state, weights, **({} if value is None else {"value": value}))
     moved = optax.apply_updates(weights, updates)
 
     def join(before: Any, after: Any, grad: Any) -> Any:

@@ -57,6 +57,7 @@ def batch_meta_grad(
         `(grads, metrics)`, each averaged over the tasks.
 
     Raises:
+        TypeError: `learner` has no `meta_grad`.
         ValueError: the arrays of `episodes` disagree on the number of tasks, or `chunk` or `devices` does not
             divide what it must.
 
@@ -71,6 +72,8 @@ def batch_meta_grad(
     >>> float(grads)
     -3.0
     """
+    if not callable(getattr(learner, "meta_grad", None)):
+        raise TypeError(f"learner must be a MetaLearner, with meta_grad, but is of type {type(learner).__name__}")
     tasks = count_tasks(episodes)
     parts = (episodes, jax.random.split(key, tasks))
     one = jax.eval_shape(lambda tree: jax.tree.map(lambda leaf: leaf[0], tree), parts)

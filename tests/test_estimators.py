@@ -36,7 +36,7 @@ from jaxmeta import (
     truncated_maml_grad,
 )
 from jaxmeta.inner import sgd
-from jaxmeta.optimization import WithRates
+from jaxmeta.optimization import WithRates, multi_step_weights
 
 pytestmark = pytest.mark.usefixtures("float64")
 KEY = jax.random.key(0)
@@ -341,3 +341,38 @@ def test_bad_factories_are_refused_where_they_are_made() -> None:
             factory(nn.MLP((4,), 3), inner_optimizer=0.1)
         with pytest.raises(ValueError, match="eval_steps must be 0 or more, but is -2"):
             factory(nn.MLP((4,), 3), inner_optimizer=optax.sgd(0.1), eval_steps=-2)
+
+
+def test_maml_pp_in_half_precision() -> None:
+    learner = maml_pp(nn.MLP((4,), 3), steps=2, inner_lr=0.1, norm=None)
+    x, y = jnp.ones((6, 2), jnp.bfloat16), jnp.arange(6) % 3
+    episode = Episode(Batch(x, y), Batch(x, y))
+    params = jax.tree.map(
+        lambda leaf: leaf.astype(jnp.bfloat16) if leaf.dtype == jnp.float32 else leaf,
+        learner.init(jax.random.key(0), episode),
+    )
+    grads, metrics = learner.meta_grad(params, episode, jax.random.key(1))
+    assert metrics["loss"].dtype == jnp.bfloat16
+    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
+
+
+def test_maml_pp_weights_of_early_steps_have_a_floor() -> None:
+    """0.03 / K, however many epochs the annealing takes."""
+    weights = multi_step_weights(jnp.array(98), steps=5, epochs=100)
+    np.testing.assert_allclose(weights, [0.006] * 4 + [0.976], rtol=1e-6)
+
+
+def test_labels_that_the_model_has_no_output_for_are_named_in_training() -> None:
+    learner = maml(nn.MLP((4,), 2), inner_optimizer=sgd(0.1))
+    episode = Episode(*[Batch(jnp.ones((2, 3)), jnp.array([0, 1]))] * 2)
+    params = learner.init(jax.random.key(0), episode)
+    broken = episode._replace(support=Batch(jnp.ones((2, 3)), jnp.array([-1, 1])))
+    with pytest.raises(ValueError, match=r"the model has 2 outputs, but the labels are -1..1"):
+        learner.meta_grad(params, broken, jax.random.key(1))
+
+
+def test_steps_and_losses_that_are_none_are_refused_by_the_factory() -> None:
+    with pytest.raises(TypeError, match="steps must be an int, but is None"):
+        maml(nn.MLP((4,), 2), inner_optimizer=sgd(0.1), steps=None)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TypeError, match=r"loss must be a function .* but is 'mse'"):
+        maml(nn.MLP((4,), 2), inner_optimizer=sgd(0.1), loss="mse")  # pyright: ignore[reportArgumentType]

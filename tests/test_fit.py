@@ -19,7 +19,8 @@ from jaxmeta import Episode, MetaLearner, batch_meta_grad, fit, losses, maml, nn
 from jaxmeta.training import load_params
 from jaxmeta.training._interrupt import held_interrupt
 
-LEARNER = maml(nn.MLP((8,), 1, activation=jnp.tanh), inner_optimizer=optax.sgd(0.02), loss=losses.mean_squared_error)
+LEARNER_MODEL = nn.MLP((8,), 1, activation=jnp.tanh)
+LEARNER = maml(LEARNER_MODEL, inner_optimizer=optax.sgd(0.02), loss=losses.mean_squared_error)
 SOURCE = tasks.sinusoid(shots=5)
 OPTIMIZER = optax.adam(1e-2)
 
@@ -295,6 +296,49 @@ def test_a_second_ctrl_c_stops_at_once_and_the_first_at_the_end_of_training_at_t
 def test_parts_of_another_kind_are_named(parts, message: str) -> None:
     with pytest.raises(TypeError, match=message):
         fit(*parts, steps=1)
+
+
+def test_parameters_to_start_from_that_are_not_the_learner_s_are_named() -> None:
+    params = LEARNER.init(jax.random.key(3), SOURCE.sample((), jax.random.key(3)))
+    with pytest.raises(
+        ValueError, match=r"params\['params'\]\['dense_0'\]\['bias'\] must have shape \(8,\), but has \(1, 8\)"
+    ):
+        train(steps=1, params=jax.tree.map(lambda leaf: leaf[None], params))
+    with pytest.raises(ValueError, match="params must have the structure of the learner's"):
+        train(steps=1, params=params["params"])
+
+
+def test_a_metric_cannot_take_the_name_of_training_s_own() -> None:
+    def meta_grad(params, episode, key):
+        return params, {"loss": params, "step": params}
+
+    learner = MetaLearner(lambda key, episode: jnp.ones(()), meta_grad, lambda *_: None)
+    with pytest.raises(ValueError, match=r"metrics of the learner must not be called \['step'\]"):
+        fit(learner, SOURCE, OPTIMIZER, steps=1, progress=False)
+
+
+def test_an_outer_optimiser_may_want_the_loss() -> None:
+    """With a rate of 0 the loss stays as it is, which is a plateau."""
+    learner = MetaLearner(lambda key, episode: jnp.ones(()), lambda w, *_: (w, {"loss": w}), lambda *_: None)
+    plateau = optax.contrib.reduce_on_plateau(factor=0.5, patience=1)
+    found = fit(learner, SOURCE, optax.chain(optax.sgd(0.0), plateau), steps=6, log_every=6, progress=False)
+    assert float(optax.tree.get(found.opt_state, "scale")) < 1
+
+
+def test_a_run_that_fails_before_it_keeps_anything_leaves_its_folder_free(tmp_path: Path) -> None:
+    broken = maml(LEARNER_MODEL, inner_optimizer=optax.sgd(1e30), loss=losses.mean_squared_error)
+    with pytest.raises(FloatingPointError, match=r"outer step 1: .*The data or the first meta-parameters may hold it"):
+        fit(
+            broken,
+            SOURCE,
+            OPTIMIZER,
+            steps=5,
+            log_every=5,
+            checkpoint_every=5,
+            run_dir=tmp_path / "run",
+            progress=False,
+        )
+    assert train(steps=5, checkpoint_every=5, run_dir=tmp_path / "run").history[-1]["step"] == 5
 
 
 @pytest.mark.parametrize(

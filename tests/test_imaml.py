@@ -209,7 +209,8 @@ def test_predictions_come_from_the_proximal_problem() -> None:
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"proximal": 0.0}, "proximal must be positive, but is 0.0"),
+        ({"proximal": 0.0}, "proximal must be positive and finite, but is 0.0"),
+        ({"proximal": jnp.inf}, "proximal must be positive and finite, but is inf"),
         ({"solver": "lu"}, r"solver must be one of \('cg', 'neumann'\), but is 'lu'"),
         ({"solver_steps": 0}, "solver_steps must be 1 or more, but is 0"),
         ({"damping": -1.0}, "damping must be 0 or more"),

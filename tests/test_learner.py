@@ -154,3 +154,16 @@ def test_arrays_that_disagree_on_the_tasks_are_named() -> None:
         batch_meta_grad(LEARNER, params, broken, jax.random.key(0))
     with pytest.raises(ValueError, match="of length at least 1"):
         count_tasks(jax.tree.map(lambda leaf: leaf[:0], episodes))
+
+
+def test_a_function_is_no_learner() -> None:
+    with pytest.raises(TypeError, match="learner must be a MetaLearner, with meta_grad, but is of type function"):
+        batch_meta_grad(lambda *_: None, (), None, jax.random.key(0))  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("label", [-1, 3])
+def test_a_label_that_is_no_class_makes_loss_and_gradient_nan(label: int) -> None:
+    loss, grad = jax.value_and_grad(losses.cross_entropy)(jnp.zeros((2, 3)), jnp.array([0, label]))
+    assert jnp.isnan(loss)
+    assert jnp.isnan(grad[1]).all()
+    assert jnp.isfinite(grad[0]).all()

@@ -15,6 +15,7 @@ Parameters that a mask keeps out of the inner loop, psi, receive  dL_Q/dpsi - v^
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -169,10 +170,10 @@ def imaml(
         ValueError: as `imaml_grad`.
 
     >>> from jaxmeta import nn
-    >>> imaml(nn.MLP((4,), 5), inner_optimizer=optax.sgd(0.1), proximal=0.0)
+    >>> imaml(nn.MLP((4,), 5), inner_optimizer=optax.sgd(0.1), proximal=0.0)  # doctest: +ELLIPSIS
     Traceback (most recent call last):
       ...
-    ValueError: proximal must be positive, but is 0.0: without the proximal term the solution forgets where it started
+    ValueError: proximal must be positive and finite, but is 0.0: without ...
 
     References:
         Rajeswaran, Finn, Kakade, Levine 2019, arXiv:1909.04630.
@@ -256,10 +257,10 @@ def _ratio(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def _check(proximal: float | jax.Array, solver: str, solver_steps: int, damping: float) -> None:
-    if not isinstance(proximal, Tracer) and not proximal > 0:
+    if not isinstance(proximal, Tracer) and not 0 < proximal < math.inf:
         raise ValueError(
-            f"proximal must be positive, but is {proximal}: without the proximal term the solution forgets where it "
-            "started"
+            f"proximal must be positive and finite, but is {proximal}: without the proximal term the solution forgets "
+            "where it started"
         )
     if solver not in get_args(Solver):
         raise ValueError(f"solver must be one of {get_args(Solver)}, but is {solver!r}")

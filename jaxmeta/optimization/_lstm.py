@@ -215,7 +215,7 @@ def lstm_meta_learner(
         Ravi, Larochelle 2017, "Optimization as a model for few-shot learning", ICLR.
     """
     _check(steps, feedback, gradient_scale)
-    check_inner_loop(optax.identity(), eval_steps, "eval_steps")
+    check_inner_loop(optax.identity(), steps if eval_steps is None else eval_steps, "eval_steps")
     if hidden < 1:
         raise ValueError(f"hidden must be 1 or more, but is {hidden}")
     for name, ends in {"forget_bias": forget_bias, "input_bias": input_bias}.items():

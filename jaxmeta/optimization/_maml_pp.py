@@ -163,7 +163,7 @@ def maml_pp(
             weights = multi_step_weights(now // epoch, steps=steps, epochs=multi_step_epochs)
             between = jax.tree.map(lambda leaf: leaf[1:-1], path)
             losses = jax.lax.map(jax.checkpoint(lambda at: query(*at)[0]), (between, jnp.arange(steps - 1)))
-            return weights[:-1] @ losses + weights[-1] * final
+            return (weights[:-1] @ losses + weights[-1] * final).astype(final.dtype)
 
         def meta_loss(learned: tuple[Params, Params], first_order: bool) -> tuple[jax.Array, Metrics]:
             path = run(MamlPPParams(*learned, params.outer_step), episode.support, first_order).path

@@ -126,7 +126,7 @@ def meta_sgd(
     if not low <= high:
         raise ValueError(f"rates must be a range (low, high), but is {rates}")
     check_inner_loop(optax.identity(), steps)
-    check_inner_loop(optax.identity(), eval_steps, "eval_steps")
+    check_inner_loop(optax.identity(), steps if eval_steps is None else eval_steps, "eval_steps")
     task = task_of(model, loss)
 
     def init(key: jax.Array, episode: Episode) -> WithRates:

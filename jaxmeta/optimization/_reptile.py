@@ -155,7 +155,7 @@ def reptile(
         Nichol, Achiam, Schulman 2018, arXiv:1803.02999.
     """
     _check(inner_optimizer, inner_lr, steps)
-    check_inner_loop(inner_optimizer, eval_steps, "eval_steps")
+    check_inner_loop(inner_optimizer, steps if eval_steps is None else eval_steps, "eval_steps")
     for name, size in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
         if size is not None and size < 1:
             raise ValueError(f"{name} must be 1 or more, but is {size}")

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
+from jax.tree_util import keystr, tree_leaves_with_path
 
 from jaxmeta._memory import peak_bytes
 from jaxmeta.learner import MetaLearner, Params, descended, outer_step
@@ -31,6 +32,8 @@ from jaxmeta.training._run import TrainState
 
 # A window's episodes are drawn before its first step where drawing them takes no more than this.
 _AHEAD_BYTES = 2**25
+
+_OWN_METRICS = {"step", "grad_norm", "param_norm", "tasks_per_second"}
 
 
 class FitResult(NamedTuple):
@@ -73,7 +76,8 @@ def fit(
     Args:
         learner: the method.
         source: the distribution of training episodes.
-        optimizer: the outer optimiser, any Optax transformation.
+        optimizer: the outer optimiser, any Optax transformation; it is given the loss, as
+            `optax.contrib.reduce_on_plateau` wants, but nothing to search a line with, as `optax.lbfgs` does.
         steps: outer steps in all, counting those before a resume.
         meta_batch: episodes in an outer step.
         seed: of initialisation and training.
@@ -98,8 +102,8 @@ def fit(
             step stay.
         KeyboardInterrupt: after Ctrl-C; with a `run_dir`, once what was done is saved.
         TypeError: `learner`, `source` or `optimizer` is of another kind.
-        ValueError: a number is out of range, a resumed run brings another configuration, `resume` has no `run_dir`, or
-            the episodes do not fit the learner.
+        ValueError: a number is out of range, a resumed run brings another configuration, `resume` has no `run_dir`,
+            the episodes or `params` do not fit the learner, or a metric of the learner has a name that training needs.
 
     >>> from jaxmeta import losses, maml, nn, tasks
     >>> learner = maml(nn.MLP((4,), 1), inner_optimizer=optax.sgd(0.01), loss=losses.mean_squared_error)
@@ -115,6 +119,7 @@ def fit(
     episode = jax.jit(source.sample)(source.data, init_key)
     initial = learner.init(init_key, episode)  # for its errors, too
     start_at: Any = initial if params is None else params
+    _check_like(start_at, initial)
     mesh, each = divide(meta_batch, devices, chunk, learner.meta_grad, start_at, episode, train_key)
     everywhere = NamedSharding(mesh, PartitionSpec())
     state = TrainState(start_at, optimizer.init(descended(start_at)))
@@ -133,7 +138,11 @@ def fit(
     asked = {"steps": steps, "meta_batch": meta_batch, "seed": seed, "log_every": log_every, "chunk": chunk}
     asked["devices"] = mesh.size  # a sum over devices has its own order, and so its own last bits
     _run.start_run(run_dir, {**(config or {}), "fit": asked, "source": dict(source.info)}, resume=resume)
-    with _run.checkpointer(run_dir, training=True) as saver, held_interrupt() as interrupted:
+    with (
+        _run.discarded_if_bare(run_dir),
+        _run.checkpointer(run_dir, training=True) as saver,
+        held_interrupt() as interrupted,
+    ):
         start, state = _run.load_latest(saver, state) or (0, state)
         history = _run.read_metrics(run_dir, until=start)
 
@@ -233,7 +242,9 @@ def _window(
     def train_step(state: TrainState, drawn: Any) -> tuple[TrainState, dict[str, jax.Array]]:
         episodes, grad_key = drawn if ahead else draw(drawn)
         grads, metrics = batch_meta_grad(learner, state.params, episodes, grad_key, chunk=chunk, devices=devices)
-        params, opt_state = outer_step(optimizer, state.params, grads, state.opt_state)
+        if taken := sorted(metrics.keys() & _OWN_METRICS):
+            raise ValueError(f"metrics of the learner must not be called {taken}, which training records by itself")
+        params, opt_state = outer_step(optimizer, state.params, grads, state.opt_state, value=metrics.get("loss"))
         norms = {"grad_norm": optax.tree.norm(descended(grads)), "param_norm": optax.tree.norm(descended(params))}
         return TrainState(params, opt_state), {**metrics, **norms}
 
@@ -246,8 +257,9 @@ def _check_finite(metrics: dict[str, np.ndarray], first: int) -> None:
     if broken:
         offset = min(broken.values())
         names = ", ".join(f"{name}={metrics[name][offset]}" for name, at in broken.items() if at == offset)
+        start = " The data or the first meta-parameters may hold it already." if first + offset == 0 else ""
         raise FloatingPointError(
-            f"outer step {first + offset + 1}: {names}. Try a smaller inner or outer learning rate; an inner "
+            f"outer step {first + offset + 1}: {names}.{start} Try a smaller inner or outer learning rate; an inner "
             "optax.adam wants eps_root=1e-8 to be differentiated"
         )
 
@@ -261,6 +273,18 @@ def _check_parts(learner: Any, source: Any, optimizer: Any) -> None:
     for name, (given, parts, kind) in wanted.items():
         if not all(callable(getattr(given, part, None)) for part in parts):
             raise TypeError(f"{name} must be {kind}, with {' and '.join(parts)}, but is of type {type(given).__name__}")
+
+
+def _check_like(params: Params, initial: Params) -> None:
+    """Raises if meta-parameters to start from are not like the learner's own."""
+    like = jax.tree.structure(initial)
+    if jax.tree.structure(params) != like:
+        raise ValueError(
+            f"params must have the structure of the learner's, {like}, but have {jax.tree.structure(params)}"
+        )
+    for (path, leaf), wanted in zip(tree_leaves_with_path(params), jax.tree.leaves(initial), strict=True):
+        if jnp.shape(leaf) != wanted.shape:
+            raise ValueError(f"params{keystr(path)} must have shape {wanted.shape}, but has {jnp.shape(leaf)}")
 
 
 def _check(steps: int, meta_batch: int, log_every: int, checkpoint_every: int) -> None:

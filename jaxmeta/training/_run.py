@@ -60,6 +60,21 @@ def start_run(run_dir: Path, config: Mapping[str, Any], *, resume: bool) -> None
         raise type(error)(f"run folder {run_dir} cannot be written: {error.strerror or error}") from error
 
 
+@contextlib.contextmanager
+def discarded_if_bare(run_dir: Path) -> Iterator[None]:
+    """Empties the folder of a run that fails before it has kept anything, so that its name is free again."""
+    try:
+        yield
+    except Exception:
+        checkpoints = run_dir / "checkpoints"
+        if {child.name for child in run_dir.iterdir()} <= {"config.json", "checkpoints"}:
+            with contextlib.suppress(OSError):  # it holds a checkpoint
+                checkpoints.rmdir()
+            if not checkpoints.exists():
+                (run_dir / "config.json").unlink(missing_ok=True)
+        raise
+
+
 def check_free(run_dir: Path, *, resume: bool) -> None:
     """Raises if a run cannot start in a folder, or, to be resumed, has lost its checkpoints.
 
@@ -190,8 +205,8 @@ def load_latest(saver: Any, like: TrainState) -> tuple[int, TrainState] | None:
     except Exception as error:  # Orbax raises many kinds, with the whole tree in the message
         raise ValueError(
             f"checkpoint {step} in {saver.directory} cannot be read as this learner's state "
-            f"({type(error).__name__}): it is damaged, or of another model; once its folder is taken away, an earlier "
-            "one is used, where there is one"
+            f"({type(error).__name__}): it is damaged, or of another model or outer optimiser; once its folder is "
+            "taken away, an earlier one is used, where there is one"
         ) from error
 
 
