@@ -18,7 +18,7 @@ class Train:
     """What to train; `jaxmeta list` names the methods."""
     dataset: str = "sinusoid"
     """sinusoid, glyphs (synthetic characters, no download), omniglot, or the path of a folder of class folders; a
-    quarter of these, drawn at random, is kept for the test episodes."""
+    quarter of these, drawn at random, is kept for the test episodes, and images in colour become grey."""
     ways: int | None = None
     """Classes in an episode. Default: 5, or the preset's."""
     shots: int | None = None

@@ -169,7 +169,8 @@ def maml(
         eval_steps: inner steps in `predict`; None for `steps`.
         loss: `(predictions, targets) -> scalar`, used inside and outside.
         mask: which parameters adapt; see `adapt`.
-        hvp: how inner gradients are differentiated again; see `adapt`.
+        hvp: how inner gradients are differentiated again; see `adapt`, also for losses whose hand-written derivative is
+            no true gradient.
         remat: levels of checkpoints; see `adapt`.
 
     Returns:

@@ -96,7 +96,8 @@ def maml_pp(
         loss: `(predictions, targets) -> scalar`, used inside and outside.
         norm: how a component of the path of parameters that normalise begins, such as `"BatchNorm_"`; None for a model
             without normalisation.
-        hvp: how inner gradients are differentiated again; see `adapt`.
+        hvp: how inner gradients are differentiated again; see `adapt`, also for losses whose hand-written derivative is
+            no true gradient.
         remat: levels of checkpoints; see `adapt`.
 
     Returns:

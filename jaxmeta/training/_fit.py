@@ -116,7 +116,7 @@ def fit(
     if resume and run_dir is None:
         raise ValueError("resume=True wants the run_dir to resume from, but it is None")
     init_key, train_key = jax.random.split(jax.random.key(seed))
-    episode = jax.jit(source.sample)(source.data, init_key)
+    episode = jax.jit(source.sample)(source.data, jax.random.fold_in(init_key, 0))
     initial = learner.init(init_key, episode)  # for its errors, too
     start_at: Any = initial if params is None else params
     _check_like(start_at, initial)
