@@ -283,8 +283,8 @@ def _check_like(params: Params, initial: Params) -> None:
             f"params must have the structure of the learner's, {like}, but have {jax.tree.structure(params)}"
         )
     for (path, leaf), wanted in zip(tree_leaves_with_path(params), jax.tree.leaves(initial), strict=True):
-        if jnp.shape(leaf) != wanted.shape:
-            raise ValueError(f"params{keystr(path)} must have shape {wanted.shape}, but has {jnp.shape(leaf)}")
+        if jnp.shape(leaf) != jnp.shape(wanted):
+            raise ValueError(f"params{keystr(path)} must have shape {jnp.shape(wanted)}, but has {jnp.shape(leaf)}")
 
 
 def _check(steps: int, meta_batch: int, log_every: int, checkpoint_every: int) -> None:
