@@ -19,8 +19,8 @@ from jaxmeta import Episode, MetaLearner, batch_meta_grad, fit, losses, maml, nn
 from jaxmeta.training import load_params
 from jaxmeta.training._interrupt import held_interrupt
 
-LEARNER_MODEL = nn.MLP((8,), 1, activation=jnp.tanh)
-LEARNER = maml(LEARNER_MODEL, inner_optimizer=optax.sgd(0.02), loss=losses.mean_squared_error)
+MODEL = nn.MLP((8,), 1, activation=jnp.tanh)
+LEARNER = maml(MODEL, inner_optimizer=optax.sgd(0.02), loss=losses.mean_squared_error)
 SOURCE = tasks.sinusoid(shots=5)
 OPTIMIZER = optax.adam(1e-2)
 
@@ -326,7 +326,7 @@ def test_an_outer_optimiser_may_want_the_loss() -> None:
 
 
 def test_a_run_that_fails_before_it_keeps_anything_leaves_its_folder_free(tmp_path: Path) -> None:
-    broken = maml(LEARNER_MODEL, inner_optimizer=optax.sgd(1e30), loss=losses.mean_squared_error)
+    broken = maml(MODEL, inner_optimizer=optax.sgd(1e30), loss=losses.mean_squared_error)
     with pytest.raises(FloatingPointError, match=r"outer step 1: .*The data or the first meta-parameters may hold it"):
         fit(
             broken,

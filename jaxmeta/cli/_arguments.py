@@ -116,9 +116,9 @@ class Compare:
     queries: int | None = None
     """Query examples of each class. Default: MAML's."""
     inner_steps: int = 5
-    """Inner gradient steps."""
+    """Inner gradient steps; iMAML, which has to solve its inner problem, takes those of its preset, at its rate."""
     inner_lr: float | None = None
-    """Inner learning rate, on the mean loss. Default: MAML's."""
+    """Inner learning rate, on the mean loss, of all but iMAML. Default: MAML's."""
     meta_batch: int | None = None
     """Tasks in the batch. Default: MAML's."""
     run: Path | None = None

@@ -166,7 +166,7 @@ def imaml(
         A `MetaLearner`. Metrics: those of `imaml_grad` and `accuracy` or `mse`.
 
     Raises:
-        TypeError: `inner_optimizer` is no Optax transformation.
+        TypeError: as `maml`.
         ValueError: as `imaml_grad`.
 
     >>> from jaxmeta import nn

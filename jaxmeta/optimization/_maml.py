@@ -177,7 +177,7 @@ def maml(
         A `MetaLearner`. Metrics: the query `loss` after adaptation and `accuracy` or `mse`.
 
     Raises:
-        TypeError: `inner_optimizer` is no Optax transformation.
+        TypeError: `inner_optimizer` is no Optax transformation, `steps` no int, or `loss` no function.
         ValueError: `steps` or `eval_steps` is negative.
 
     >>> from jaxmeta import losses, nn, tasks

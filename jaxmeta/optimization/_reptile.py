@@ -140,7 +140,7 @@ def reptile(
         before that step.
 
     Raises:
-        TypeError: `inner_optimizer` is no Optax transformation.
+        TypeError: as `maml`.
         ValueError: `inner_lr` or a mini-batch size is not positive, or a number of steps is too small.
 
     >>> from jaxmeta import nn, tasks

@@ -83,7 +83,8 @@ def fit(
         seed: of initialisation and training.
         params: meta-parameters to start from; None for the learner's own initialisation, which looks at an episode of
             the source in either case, and raises if the two do not fit.
-        run_dir: folder for configuration, metrics and checkpoints; None to keep nothing.
+        run_dir: folder for configuration, metrics and checkpoints; None to keep nothing. A run that fails before it
+            has kept anything leaves it empty.
         resume: continue the run in `run_dir` from its newest checkpoint; from the start where there is none yet.
         config: more to record in `config.json`, JSON-able; a resumed run must bring the same.
         log_every: outer steps in one dispatch, and in one line of metrics.
