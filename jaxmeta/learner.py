@@ -136,6 +136,18 @@ class Replacement(NamedTuple):
     value: Any
 
 
+def check_parts(name: str, given: Any, parts: tuple[str, ...], kind: str) -> None:
+    """Raises if an argument of that name is not of that kind, which has those functions.
+
+    >>> check_parts("learner", 1, ("init", "meta_grad"), "a MetaLearner")
+    Traceback (most recent call last):
+      ...
+    TypeError: learner must be a MetaLearner, with init and meta_grad, but is of type int
+    """
+    if not all(callable(getattr(given, part, None)) for part in parts):
+        raise TypeError(f"{name} must be {kind}, with {' and '.join(parts)}, but is of type {type(given).__name__}")
+
+
 def descended(params: Params) -> Params:
     """The part of meta-parameters or gradients that an outer optimiser descends: all but what is `Carried`.
 

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxmeta._memory import peak_bytes
 from jaxmeta.episode import Batch, Episode, is_classification
-from jaxmeta.learner import MetaLearner, Metrics, Params
+from jaxmeta.learner import MetaLearner, Metrics, Params, check_parts
 
 # A chunk of tasks should stay in a core's second-level cache: larger chunks only move memory.
 _CACHE_BYTES = 2 * 2**20
@@ -72,8 +72,7 @@ def batch_meta_grad(
     >>> float(grads)
     -3.0
     """
-    if not callable(getattr(learner, "meta_grad", None)):
-        raise TypeError(f"learner must be a MetaLearner, with meta_grad, but is of type {type(learner).__name__}")
+    check_parts("learner", learner, ("meta_grad",), "a MetaLearner")
     tasks = count_tasks(episodes)
     parts = (episodes, jax.random.split(key, tasks))
     one = jax.eval_shape(lambda tree: jax.tree.map(lambda leaf: leaf[0], tree), parts)

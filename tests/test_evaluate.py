@@ -132,6 +132,11 @@ def test_a_source_of_pairs_is_refused() -> None:
         evaluate(LEARNER, PARAMS, pairs, episodes=2)
 
 
+def test_a_function_is_no_source() -> None:
+    with pytest.raises(TypeError, match=r"source must be a tasks.Source\(sample, data, info\), with sample, but is"):
+        evaluate(LEARNER, PARAMS, GLYPHS.sample)  # pyright: ignore[reportArgumentType]
+
+
 def test_divergence_is_told_and_not_averaged() -> None:
     wild = maml(nn.MLP((16,), 1), inner_optimizer=optax.sgd(1e6), steps=9, loss=losses.mean_squared_error)
     source = tasks.sinusoid(shots=5)

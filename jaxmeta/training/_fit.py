@@ -8,7 +8,6 @@ draws its randomness from (seed, i) alone, so a run that is killed and resumed c
 """
 
 import functools
-import math
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -20,13 +19,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
-from jax.tree_util import keystr, tree_leaves_with_path
 
 from jaxmeta._memory import peak_bytes
-from jaxmeta.learner import MetaLearner, Params, descended, outer_step
+from jaxmeta.learner import MetaLearner, Params, check_parts, descended, outer_step
 from jaxmeta.meta_batch import batch_meta_grad, divide
 from jaxmeta.tasks import Source
 from jaxmeta.training import _run
+from jaxmeta.training._checks import check_like, check_numbers, check_source
 from jaxmeta.training._interrupt import held_interrupt
 from jaxmeta.training._run import TrainState
 
@@ -112,15 +111,17 @@ def fit(
     >>> [row["step"] for row in result.history]
     [2, 4]
     """
-    _check_parts(learner, source, optimizer)
-    _check(steps, meta_batch, log_every, checkpoint_every if run_dir is not None else log_every)
+    check_parts("learner", learner, ("init", "meta_grad"), "a MetaLearner")
+    check_source(source)
+    check_parts("optimizer", optimizer, ("init", "update"), "an Optax transformation, such as optax.adam(1e-3)")
+    check_numbers(steps, meta_batch, log_every, checkpoint_every if run_dir is not None else log_every)
     if resume and run_dir is None:
         raise ValueError("resume=True wants the run_dir to resume from, but it is None")
     init_key, train_key = jax.random.split(jax.random.key(seed))
     episode = jax.jit(source.sample)(source.data, jax.random.fold_in(init_key, 0))
     initial = learner.init(init_key, episode)  # for its errors, too
     start_at: Any = initial if params is None else params
-    _check_like(start_at, initial)
+    check_like(start_at, initial)
     mesh, each = divide(meta_batch, devices, chunk, learner.meta_grad, start_at, episode, train_key)
     everywhere = NamedSharding(mesh, PartitionSpec())
     state = TrainState(start_at, optimizer.init(descended(start_at)))
@@ -263,35 +264,3 @@ def _check_finite(metrics: dict[str, np.ndarray], first: int) -> None:
             f"outer step {first + offset + 1}: {names}.{start} Try a smaller inner or outer learning rate; an inner "
             "optax.adam wants eps_root=1e-8 to be differentiated"
         )
-
-
-def _check_parts(learner: Any, source: Any, optimizer: Any) -> None:
-    wanted = {
-        "learner": (learner, ("init", "meta_grad"), "a MetaLearner"),
-        "source": (source, ("sample",), "a tasks.Source(sample, data, info)"),
-        "optimizer": (optimizer, ("init", "update"), "an Optax transformation, such as optax.adam(1e-3)"),
-    }
-    for name, (given, parts, kind) in wanted.items():
-        if not all(callable(getattr(given, part, None)) for part in parts):
-            raise TypeError(f"{name} must be {kind}, with {' and '.join(parts)}, but is of type {type(given).__name__}")
-
-
-def _check_like(params: Params, initial: Params) -> None:
-    """Raises if meta-parameters to start from are not like the learner's own."""
-    like = jax.tree.structure(initial)
-    if jax.tree.structure(params) != like:
-        raise ValueError(
-            f"params must have the structure of the learner's, {like}, but have {jax.tree.structure(params)}"
-        )
-    for (path, leaf), wanted in zip(tree_leaves_with_path(params), jax.tree.leaves(initial), strict=True):
-        if jnp.shape(leaf) != jnp.shape(wanted):
-            raise ValueError(f"params{keystr(path)} must have shape {jnp.shape(wanted)}, but has {jnp.shape(leaf)}")
-
-
-def _check(steps: int, meta_batch: int, log_every: int, checkpoint_every: int) -> None:
-    numbers = {"steps": steps, "meta_batch": meta_batch, "log_every": log_every, "checkpoint_every": checkpoint_every}
-    for name, value in numbers.items():
-        if value < 1:
-            raise ValueError(f"{name} must be 1 or more, but is {value}")
-    if math.gcd(checkpoint_every, log_every) != log_every:
-        raise ValueError(f"checkpoint_every={checkpoint_every} must be a multiple of log_every={log_every}")
