@@ -1,6 +1,7 @@
 """One table of methods, and what must hold for each of them. A new method is a new row."""
 
 import functools
+import inspect
 import re
 from typing import NamedTuple
 
@@ -298,3 +299,24 @@ def test_it_learns(row: Row) -> None:
     before = row.learner.init(jax.random.key(0), jax.jit(row.source.sample)(row.source.data, jax.random.key(0)))
     scores = [evaluate(row.learner, p, row.source, episodes=50).mean for p in (before, result.params)]
     assert scores[1] < scores[0] if row.source is SINUSOID else scores[1] > scores[0] + row.gains
+
+
+# What each paper, or its code, says; a default that drifts would change results without an error.
+PAPERS_DEFAULTS = [
+    (memory.MANN, {"features": 200, "slots": 128, "width": 40, "reads": 4, "decay": 0.99, "strength": 1.0}),
+    (lstm_meta_learner, {"steps": 12, "hidden": 20, "forget_bias": (4.0, 5.0), "input_bias": (-5.0, -4.0)}),
+    (lstm_meta_learner, {"differentiate": False, "gradient_scale": 1.0}),
+    (imaml, {"steps": 16, "proximal": 2.0, "solver": "cg", "solver_steps": 5, "damping": 0.0}),
+    (meta_sgd, {"steps": 1, "rates": (0.005, 0.1)}),
+    (maml_pp, {"steps": 5, "inner_lr": 0.1, "epoch": 500, "multi_step_epochs": 10, "first_order_epochs": 0}),
+    (reptile, {"replacement": False, "persistent": False, "batch_size": None}),
+    (prototypical, {"distance": "squared_euclidean", "temperature": 1.0}),
+    (matching, {"temperature": 1.0}),
+    (matching_fce, {"temperature": 1.0}),
+]
+
+
+@pytest.mark.parametrize(("factory", "said"), PAPERS_DEFAULTS, ids=lambda value: getattr(value, "__name__", None))
+def test_defaults_are_the_papers(factory, said) -> None:
+    parameters = inspect.signature(factory).parameters
+    assert {name: parameters[name].default for name in said} == said
