@@ -317,6 +317,40 @@ def test_a_metric_cannot_take_the_name_of_training_s_own() -> None:
         fit(learner, SOURCE, OPTIMIZER, steps=1, progress=False)
 
 
+def test_validation_is_recorded_and_changes_nothing(tmp_path: Path) -> None:
+    kept = {}
+
+    def validate(step: int, params) -> dict[str, jax.Array]:
+        kept[step] = params
+        return {"validation": jnp.float32(step) / 2} if step != 10 else {}
+
+    settings = {"steps": 15, "checkpoint_every": 5}
+    plain, result = train(**settings), train(**settings, validate=validate, run_dir=tmp_path)
+    assert_trees_equal(result.params, plain.params)
+    assert [row.get("validation") for row in result.history] == [2.5, None, 7.5]
+    assert [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == result.history
+    # What it keeps is of its own step, and outlives the next one.
+    assert_trees_equal(kept[5], train(steps=5).params)
+    assert_trees_equal(kept[15], plain.params)
+
+
+@pytest.mark.parametrize(
+    ("returned", "error", "message"),
+    [
+        ({"loss": 1.0}, ValueError, r"metrics of validate must not be called \['loss'\]"),
+        (
+            {"validation": float("nan")},
+            FloatingPointError,
+            r"validate after outer step 5 returned \{'validation': nan\}",
+        ),
+        (0.5, TypeError, "validate must return a dict of metrics, .* but returned 0.5"),
+    ],
+)
+def test_what_validation_cannot_return_is_named(returned, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        train(steps=5, validate=lambda step, params: returned)
+
+
 def test_an_outer_optimiser_may_want_the_loss() -> None:
     """With a rate of 0 the loss stays as it is, which is a plateau."""
     learner = MetaLearner(lambda key, episode: jnp.ones(()), lambda w, *_: (w, {"loss": w}), lambda *_: None)

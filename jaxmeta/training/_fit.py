@@ -65,6 +65,7 @@ def fit(
     checkpoint_every: int = 1000,
     chunk: int | None = None,
     devices: int | None = None,
+    validate: Callable[[int, Params], Mapping[str, Any]] | None = None,
     progress: bool = True,
 ) -> FitResult:
     """Meta-trains a learner on a distribution of tasks.
@@ -91,6 +92,9 @@ def fit(
             saved, and so are, at Ctrl-C, the steps of the dispatch that it falls into.
         chunk: tasks that a device maps at once; see `batch_meta_grad`.
         devices: how many devices to divide the meta-batch among; see `batch_meta_grad`.
+        validate: `(step, params) -> metrics`, called at the end of each dispatch, with a copy of the meta-parameters.
+            The numbers that it returns are recorded with those of training, and it may keep the best parameters; an
+            empty dict where there is nothing to record. It changes nothing of the training.
         progress: show a progress bar on standard error.
 
     Returns:
@@ -98,12 +102,13 @@ def fit(
 
     Raises:
         FileExistsError: `run_dir` is not empty and `resume` is False.
-        FloatingPointError: a metric, the meta-gradient or a meta-parameter is not finite. Checkpoints before that
-            step stay.
+        FloatingPointError: a metric, the meta-gradient or a meta-parameter is not finite, or a number of `validate`'s.
+            Checkpoints before that step stay.
         KeyboardInterrupt: after Ctrl-C; with a `run_dir`, once what was done is saved.
-        TypeError: `learner`, `source` or `optimizer` is of another kind.
+        TypeError: `learner`, `source` or `optimizer` is of another kind, or what `validate` returns.
         ValueError: a number is out of range, a resumed run brings another configuration, `resume` has no `run_dir`,
-            the episodes or `params` do not fit the learner, or a metric of the learner has a name that training needs.
+            the episodes or `params` do not fit the learner, or a metric of the learner or of `validate` has a name
+            that is taken.
 
     >>> from jaxmeta import losses, maml, nn, tasks
     >>> learner = maml(nn.MLP((4,), 1), inner_optimizer=optax.sgd(0.01), loss=losses.mean_squared_error)
@@ -128,7 +133,7 @@ def fit(
     compiled = train_window(one_device=mesh.size == 1)
     window = functools.partial(compiled, learner, source.sample, optimizer, meta_batch, each, mesh.size)
     data = jax.device_put(source.data, everywhere)
-    run = functools.partial(_train, window, data, train_key, steps, log_every, meta_batch, progress)
+    run = functools.partial(_train, window, data, train_key, steps, log_every, meta_batch, validate, progress)
 
     def place(state: TrainState) -> TrainState:  # a copy, since the first window donates it
         return jax.device_put(jax.tree.map(jnp.array, state), everywhere)
@@ -166,6 +171,7 @@ def _train(
     steps: int,
     log_every: int,
     meta_batch: int,
+    validate: Callable[[int, Params], Mapping[str, Any]] | None,
     progress: bool,
     state: TrainState,
     start: int,
@@ -186,11 +192,27 @@ def _train(
             step += length
             row = {"step": step, **{name: float(values.mean()) for name, values in metrics.items()}}
             row["tasks_per_second"] = round(meta_batch * length / (time.perf_counter() - began), 1)
+            if validate is not None:  # a copy, since the next window takes the state's buffers
+                row |= _validated(validate(step, jax.tree.map(jnp.array, _run.unbound(state.params))), row)
             history.append(row)
             keep(step, state, row)
             bar.update(length)
             bar.set_postfix({name: f"{value:.4g}" for name, value in row.items() if name != "step"})
     return FitResult(_run.unbound(state.params), _run.unbound(state.opt_state), history)
+
+
+def _validated(metrics: Any, row: Mapping[str, Any]) -> dict[str, float]:
+    """What `validate` returned, as numbers that can stand in a row of training's metrics."""
+    if not isinstance(metrics, Mapping):
+        raise TypeError(
+            f'validate must return a dict of metrics, such as {{"validation": 0.9}}, but returned {metrics!r}'
+        )
+    if taken := sorted(metrics.keys() & row.keys()):
+        raise ValueError(f"metrics of validate must not be called {taken}, which training records by itself")
+    found = {name: float(value) for name, value in metrics.items()}
+    if broken := {name: value for name, value in found.items() if not np.isfinite(value)}:
+        raise FloatingPointError(f"validate after outer step {row['step']} returned {broken}")
+    return found
 
 
 @functools.cache
