@@ -84,7 +84,7 @@ def batch_meta_grad(
 
     def narrow(mean: tuple[Params, Metrics]) -> tuple[Params, Metrics]:
         """In the types that one task's come in, where parameters have fewer than the 32 bits of sums."""
-        if all(_wide(dtype := jnp.result_type(leaf)) == dtype for leaf in jax.tree.leaves(params)):
+        if all(wide(dtype := jnp.result_type(leaf)) == dtype for leaf in jax.tree.leaves(params)):
             return mean
         types = jax.eval_shape(learner.meta_grad, params, *one)
         floats = lambda leaf: jnp.issubdtype(leaf.dtype, jnp.floating)  # noqa: E731
@@ -102,14 +102,14 @@ def batch_meta_grad(
     return narrow(divided(params, parts))
 
 
-def _wide(dtype: Any) -> Any:
+def wide(dtype: Any) -> Any:
     """The type to add many numbers of a type in: with 16 bits, a sum would depend on how it is divided."""
     return jnp.promote_types(dtype, jnp.float32) if jnp.issubdtype(dtype, jnp.floating) else dtype
 
 
 def _sum_tasks(leaf: jax.Array) -> jax.Array:
     """Sums over the leading axis; a few large terms one by one, since a CPU is ten times slower at that reduction."""
-    leaf = leaf.astype(_wide(leaf.dtype))
+    leaf = leaf.astype(wide(leaf.dtype))
     if len(leaf) <= _FEW and leaf.size >= _LARGE:
         return functools.reduce(jnp.add, leaf)
     return leaf.sum(0)

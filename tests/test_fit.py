@@ -317,21 +317,46 @@ def test_a_metric_cannot_take_the_name_of_training_s_own() -> None:
         fit(learner, SOURCE, OPTIMIZER, steps=1, progress=False)
 
 
-def test_validation_is_recorded_and_changes_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("devices", [1, 2])
+def test_validation_is_recorded_and_changes_nothing(tmp_path: Path, devices: int) -> None:
     kept = {}
 
     def validate(step: int, params) -> dict[str, jax.Array]:
         kept[step] = params
         return {"validation": jnp.float32(step) / 2} if step != 10 else {}
 
-    settings = {"steps": 15, "checkpoint_every": 5}
+    settings = {"steps": 15, "checkpoint_every": 5, "devices": devices}
     plain, result = train(**settings), train(**settings, validate=validate, run_dir=tmp_path)
     assert_trees_equal(result.params, plain.params)
     assert [row.get("validation") for row in result.history] == [2.5, None, 7.5]
     assert [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == result.history
-    # What it keeps is of its own step, and outlives the next one.
-    assert_trees_equal(kept[5], train(steps=5).params)
+    # What it keeps is of its own step, outlives the next one, and goes with arrays of any device.
+    assert_trees_equal(kept[5], train(steps=5, devices=devices).params)
     assert_trees_equal(kept[15], plain.params)
+    for device in jax.devices():
+        jax.block_until_ready(jax.tree.map(jnp.add, kept[15], jax.device_put(plain.params, device)))
+
+
+def test_a_resumed_run_validates_what_is_left(tmp_path: Path) -> None:
+    seen = []
+
+    def validate(step: int, params) -> dict[str, float]:
+        if step == 10 and 10 not in seen:
+            seen.append(step)
+            raise RuntimeError("no room on the disk")
+        seen.append(step)
+        return {"validation": float(step)}
+
+    settings = {"steps": 15, "checkpoint_every": 15, "validate": validate, "run_dir": tmp_path}
+    with pytest.raises(RuntimeError, match="no room"):
+        train(**settings)
+    # What was done until it failed is kept, and not done again.
+    result = train(**settings, resume=True)
+    assert seen == [5, 10, 15]
+    assert [row.get("validation") for row in result.history] == [5.0, None, 15.0]
+    assert_trees_equal(result.params, train(steps=15).params)
+    train(**settings, resume=True)
+    assert seen == [5, 10, 15]
 
 
 @pytest.mark.parametrize(
@@ -344,11 +369,44 @@ def test_validation_is_recorded_and_changes_nothing(tmp_path: Path) -> None:
             r"validate after outer step 5 returned \{'validation': nan\}",
         ),
         (0.5, TypeError, "validate must return a dict of metrics, .* but returned 0.5"),
+        ({1: 0.5}, TypeError, "validate must return a dict of metrics"),
+        ({"metric": "accuracy"}, TypeError, "validate returned metric='accuracy', which is no number"),
+        ({"each": [0.5, 0.5]}, TypeError, "validate returned each=.*, which is no number"),
+        ({"none": None}, TypeError, "validate returned none=None, which is no number"),
     ],
 )
 def test_what_validation_cannot_return_is_named(returned, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         train(steps=5, validate=lambda step, params: returned)
+
+
+def test_validation_is_a_function() -> None:
+    with pytest.raises(TypeError, match=r"validate must be a function \(step, params\) -> metrics, but is 0\.5"):
+        train(steps=5, validate=0.5)
+
+
+def test_a_record_of_half_precision_is_the_mean_of_all_steps() -> None:
+    """A sum of ones in bfloat16 never exceeds 256, and a square in float16 never 65,504."""
+
+    def meta_grad(params: jax.Array, episode: Episode, key: jax.Array):
+        return jnp.zeros_like(params), {"loss": jnp.ones((), jnp.bfloat16)}
+
+    for dtype, norm in ((jnp.bfloat16, 16.0), (jnp.float16, 4096.0)):
+        learner = MetaLearner(lambda key, episode: jnp.zeros(()), meta_grad, lambda *args: args[2])
+        start = jnp.full(16, norm / 4, dtype)
+        learner = learner._replace(init=lambda key, episode, start=start: start)
+        (row,) = fit(learner, SOURCE, optax.sgd(0.1), steps=600, log_every=600, progress=False).history
+        assert row["loss"] == 1.0
+        assert row["param_norm"] == norm
+
+
+def test_numbers_may_be_where_training_starts(tmp_path: Path) -> None:
+    meta_grad = lambda w, episode, key: (w - 1.0, {"loss": w})  # noqa: E731
+    learner = MetaLearner(lambda key, episode: jnp.zeros(()), meta_grad, lambda *args: args[2])
+    settings = {"log_every": 1, "checkpoint_every": 1, "progress": False, "run_dir": tmp_path, "params": 0.5}
+    whole = fit(learner, SOURCE, optax.sgd(0.1), steps=2, **settings)
+    again = fit(learner, SOURCE, optax.sgd(0.1), steps=2, resume=True, **settings)
+    assert_trees_equal(whole.params, again.params)
 
 
 def test_an_outer_optimiser_may_want_the_loss() -> None:

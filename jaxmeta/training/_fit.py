@@ -22,7 +22,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxmeta._memory import peak_bytes
 from jaxmeta.learner import MetaLearner, Params, check_parts, descended, outer_step
-from jaxmeta.meta_batch import batch_meta_grad, divide
+from jaxmeta.meta_batch import batch_meta_grad, divide, wide
 from jaxmeta.tasks import Source
 from jaxmeta.training import _run
 from jaxmeta.training._checks import check_like, check_numbers, check_source
@@ -41,7 +41,8 @@ class FitResult(NamedTuple):
     Attributes:
         params: the meta-parameters after the last step.
         opt_state: the outer optimiser's state after the last step.
-        history: one dict for each logged window: `step`, and the mean over the window of each metric.
+        history: one dict for each logged window: `step`, the mean over the window of each metric, and what `validate`
+            returned at its end.
     """
 
     params: Params
@@ -92,9 +93,10 @@ def fit(
             saved, and so are, at Ctrl-C, the steps of the dispatch that it falls into.
         chunk: tasks that a device maps at once; see `batch_meta_grad`.
         devices: how many devices to divide the meta-batch among; see `batch_meta_grad`.
-        validate: `(step, params) -> metrics`, called at the end of each dispatch, with a copy of the meta-parameters.
-            The numbers that it returns are recorded with those of training, and it may keep the best parameters; an
-            empty dict where there is nothing to record. It changes nothing of the training.
+        validate: `(step, params) -> metrics`, called at the end of each dispatch, with a copy of the meta-parameters,
+            which it may keep. The numbers that it returns are recorded beside training's; an empty dict where there is
+            nothing to record. A resumed run calls it for the steps that are left to do. Ctrl-C waits for it; where it
+            fails, what was done is saved first.
         progress: show a progress bar on standard error.
 
     Returns:
@@ -105,7 +107,7 @@ def fit(
         FloatingPointError: a metric, the meta-gradient or a meta-parameter is not finite, or a number of `validate`'s.
             Checkpoints before that step stay.
         KeyboardInterrupt: after Ctrl-C; with a `run_dir`, once what was done is saved.
-        TypeError: `learner`, `source` or `optimizer` is of another kind, or what `validate` returns.
+        TypeError: `learner`, `source` or `optimizer` is of another kind, or `validate` or what it returns.
         ValueError: a number is out of range, a resumed run brings another configuration, `resume` has no `run_dir`,
             the episodes or `params` do not fit the learner, or a metric of the learner or of `validate` has a name
             that is taken.
@@ -119,6 +121,8 @@ def fit(
     check_parts("learner", learner, ("init", "meta_grad"), "a MetaLearner")
     check_source(source)
     check_parts("optimizer", optimizer, ("init", "update"), "an Optax transformation, such as optax.adam(1e-3)")
+    if validate is not None and not callable(validate):
+        raise TypeError(f"validate must be a function (step, params) -> metrics, but is {validate!r}")
     check_numbers(steps, meta_batch, log_every, checkpoint_every if run_dir is not None else log_every)
     if resume and run_dir is None:
         raise ValueError("resume=True wants the run_dir to resume from, but it is None")
@@ -127,6 +131,7 @@ def fit(
     initial = learner.init(init_key, episode)  # for its errors, too
     start_at: Any = initial if params is None else params
     check_like(start_at, initial)
+    start_at = jax.tree.map(jnp.asarray, start_at)
     mesh, each = divide(meta_batch, devices, chunk, learner.meta_grad, start_at, episode, train_key)
     everywhere = NamedSharding(mesh, PartitionSpec())
     state = TrainState(start_at, optimizer.init(descended(start_at)))
@@ -139,7 +144,7 @@ def fit(
         return jax.device_put(jax.tree.map(jnp.array, state), everywhere)
 
     if run_dir is None:
-        return run(place(state), 0, [], lambda step, state, row: None)
+        return run(place(state), 0, [], lambda step, state, row, save=False: None)
 
     run_dir = Path(run_dir)
     asked = {"steps": steps, "meta_batch": meta_batch, "seed": seed, "log_every": log_every, "chunk": chunk}
@@ -153,10 +158,10 @@ def fit(
         start, state = _run.load_latest(saver, state) or (0, state)
         history = _run.read_metrics(run_dir, until=start)
 
-        def keep(step: int, state: TrainState, row: dict[str, Any]) -> None:
+        def keep(step: int, state: TrainState, row: dict[str, Any], save: bool = False) -> None:
             _run.append_metrics(run_dir, row)
             stop = interrupted()
-            if stop or step % checkpoint_every == 0 or step == steps:
+            if save or stop or step % checkpoint_every == 0 or step == steps:
                 saver.save(step, state)
             if stop:
                 raise KeyboardInterrupt
@@ -176,7 +181,7 @@ def _train(
     state: TrainState,
     start: int,
     history: list[dict[str, Any]],
-    keep: Callable[[int, TrainState, dict[str, Any]], None],
+    keep: Callable[..., None],
 ) -> FitResult:
     """Runs windows of steps from `start` to `steps`, checking and keeping what each returns."""
     from tqdm import tqdm
@@ -187,13 +192,19 @@ def _train(
             began = time.perf_counter()
             length = min(log_every, steps - step)
             state, metrics = window(length, state, data, key, jnp.asarray(step))
-            metrics = {name: np.asarray(values) for name, values in metrics.items()}
+            # In double precision: a mean in 16 bits would be of the first few values.
+            metrics = {name: np.asarray(values).astype(np.float64) for name, values in metrics.items()}
             _check_finite(metrics, step)
             step += length
             row = {"step": step, **{name: float(values.mean()) for name, values in metrics.items()}}
             row["tasks_per_second"] = round(meta_batch * length / (time.perf_counter() - began), 1)
-            if validate is not None:  # a copy, since the next window takes the state's buffers
-                row |= _validated(validate(step, jax.tree.map(jnp.array, _run.unbound(state.params))), row)
+            if validate is not None:
+                try:  # with a copy, since the next window takes the state's buffers
+                    found = validate(step, jax.tree.map(jnp.array, _run.unbound(state.params)))
+                    row |= _validated(found, row)
+                except BaseException:  # a second Ctrl-C, too
+                    keep(step, state, row, save=True)
+                    raise
             history.append(row)
             keep(step, state, row)
             bar.update(length)
@@ -203,12 +214,16 @@ def _train(
 
 def _validated(metrics: Any, row: Mapping[str, Any]) -> dict[str, float]:
     """What `validate` returned, as numbers that can stand in a row of training's metrics."""
-    if not isinstance(metrics, Mapping):
+    if not isinstance(metrics, Mapping) or not all(isinstance(name, str) for name in metrics):
         raise TypeError(
             f'validate must return a dict of metrics, such as {{"validation": 0.9}}, but returned {metrics!r}'
         )
     if taken := sorted(metrics.keys() & row.keys()):
         raise ValueError(f"metrics of validate must not be called {taken}, which training records by itself")
+    for name, value in metrics.items():
+        array = np.asarray(value)
+        if array.ndim or not (jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(array.dtype, jnp.integer)):
+            raise TypeError(f"validate returned {name}={value!r}, which is no number")
     found = {name: float(value) for name, value in metrics.items()}
     if broken := {name: value for name, value in found.items() if not np.isfinite(value)}:
         raise FloatingPointError(f"validate after outer step {row['step']} returned {broken}")
@@ -269,10 +284,15 @@ def _window(
         if taken := sorted(metrics.keys() & _OWN_METRICS):
             raise ValueError(f"metrics of the learner must not be called {taken}, which training records by itself")
         params, opt_state = outer_step(optimizer, state.params, grads, state.opt_state, value=metrics.get("loss"))
-        norms = {"grad_norm": optax.tree.norm(descended(grads)), "param_norm": optax.tree.norm(descended(params))}
+        norms = {"grad_norm": _norm(descended(grads)), "param_norm": _norm(descended(params))}
         return TrainState(params, opt_state), {**metrics, **norms}
 
     return jax.lax.scan(train_step, state, jax.vmap(draw)(steps) if ahead else steps)
+
+
+def _norm(tree: Any) -> jax.Array:
+    """The Euclidean norm of all leaves together, in 32 bits at least, since 16 would overflow."""
+    return optax.tree.norm(jax.tree.map(lambda leaf: leaf.astype(wide(leaf.dtype)), tree))
 
 
 def _check_finite(metrics: dict[str, np.ndarray], first: int) -> None:

@@ -16,10 +16,11 @@ from jaxmeta.training._evaluate import Evaluation
 
 def plot_history(path: Path, history: Sequence[dict[str, Any]]) -> None:
     """Training loss and score against outer steps, one panel each."""
-    names = [name for name in history[-1] if name not in ("step", "tasks_per_second", "grad_norm", "param_norm")]
+    others = ("step", "tasks_per_second", "grad_norm", "param_norm")
+    names = [name for name in dict.fromkeys(name for row in history for name in row) if name not in others]
     figure, axes = _figure(1, len(names))
     for axis, name in zip(axes, names, strict=True):
-        axis.plot([row["step"] for row in history], [row[name] for row in history])
+        axis.plot(*zip(*((row["step"], row[name]) for row in history if name in row), strict=True))
         axis.set(xlabel="outer step", ylabel=f"training {name}")
     figure.savefig(path)
 
