@@ -220,7 +220,10 @@ CELLS = {
         (Accuracy(20, 1, "95.8 ± 0.3"),),
         _MAML,
         16 * 60_000,
-        _OWN_SPLIT,
+        f"{_OWN_SPLIT} Rising fast when it ended: 44.7 % of the queries of training episodes came out right at 1,000 "
+        "steps, 53.8 % at 2,000, 65.9 % at 2,900 and 68.1 % at 3,000. First-order MAML, after as many steps from the "
+        "same start, is ahead; the exact gradient's norm falls from 16.6 in the first hundred steps to 1.2, and the "
+        "first-order one's stays at 0.4 to 0.5. Whether that is why was not measured.",
     ),
     "fomaml-omniglot-5w1s": Cell(
         "First-order MAML",
