@@ -209,8 +209,8 @@ CELLS = {
         (Accuracy(5, 5, "99.9 ± 0.1"),),
         _MAML,
         32 * 60_000,
-        f"{_OWN_SPLIT} Still rising a little when it ended: 96.7 % of the queries of training episodes came out right at "
-        "2,000 steps, 97.9 % at 3,000 and 98.5 % at 4,000.",
+        f"{_OWN_SPLIT} Still rising a little when it ended: 96.7 % of the queries of training episodes came out right "
+        "at 2,000 steps, 97.9 % at 3,000 and 98.5 % at 4,000.",
     ),
     # Five inner steps on 20 ways cost ten times as much as one on 5.
     "maml-omniglot-20w1s": Cell(
