@@ -392,9 +392,8 @@ def test_a_record_of_half_precision_is_the_mean_of_all_steps() -> None:
         return jnp.zeros_like(params), {"loss": jnp.ones((), jnp.bfloat16)}
 
     for dtype, norm in ((jnp.bfloat16, 16.0), (jnp.float16, 4096.0)):
-        learner = MetaLearner(lambda key, episode: jnp.zeros(()), meta_grad, lambda *args: args[2])
         start = jnp.full(16, norm / 4, dtype)
-        learner = learner._replace(init=lambda key, episode, start=start: start)
+        learner = MetaLearner(lambda key, episode, start=start: start, meta_grad, lambda *args: args[2])
         (row,) = fit(learner, SOURCE, optax.sgd(0.1), steps=600, log_every=600, progress=False).history
         assert row["loss"] == 1.0
         assert row["param_norm"] == norm

@@ -1,10 +1,12 @@
-"""What training and evaluation ask of their arguments before they begin."""
+"""What training and evaluation ask of their arguments before they begin, and training of numbers as they come."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.tree_util import keystr, tree_leaves_with_path
 
 from jaxmeta.learner import Params, check_parts
@@ -35,3 +37,34 @@ def check_numbers(steps: int, meta_batch: int, log_every: int, checkpoint_every:
             raise ValueError(f"{name} must be 1 or more, but is {value}")
     if math.gcd(checkpoint_every, log_every) != log_every:
         raise ValueError(f"checkpoint_every={checkpoint_every} must be a multiple of log_every={log_every}")
+
+
+def check_metrics(metrics: dict[str, np.ndarray], first: int) -> None:
+    """Raises at the first step of a window at which something is not finite."""
+    broken = {name: int(np.argmin(np.isfinite(v))) for name, v in metrics.items() if not np.isfinite(v).all()}
+    if broken:
+        offset = min(broken.values())
+        names = ", ".join(f"{name}={metrics[name][offset]}" for name, at in broken.items() if at == offset)
+        start = " The data or the first meta-parameters may hold it already." if first + offset == 0 else ""
+        raise FloatingPointError(
+            f"outer step {first + offset + 1}: {names}.{start} Try a smaller inner or outer learning rate; an inner "
+            "optax.adam wants eps_root=1e-8 to be differentiated"
+        )
+
+
+def validation_metrics(metrics: Any, row: Mapping[str, Any]) -> dict[str, float]:
+    """What `validate` returned, as numbers that can stand in a row of training's metrics."""
+    if not isinstance(metrics, Mapping) or not all(isinstance(name, str) for name in metrics):
+        raise TypeError(
+            f'validate must return a dict of metrics, such as {{"validation": 0.9}}, but returned {metrics!r}'
+        )
+    if taken := sorted(metrics.keys() & row.keys()):
+        raise ValueError(f"metrics of validate must not be called {taken}, which training records by itself")
+    for name, value in metrics.items():
+        array = np.asarray(value)
+        if array.ndim or not (jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(array.dtype, jnp.integer)):
+            raise TypeError(f"validate returned {name}={value!r}, which is no number")
+    found = {name: float(value) for name, value in metrics.items()}
+    if broken := {name: value for name, value in found.items() if not np.isfinite(value)}:
+        raise FloatingPointError(f"validate after outer step {row['step']} returned {broken}")
+    return found

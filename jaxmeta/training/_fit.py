@@ -25,7 +25,7 @@ from jaxmeta.learner import MetaLearner, Params, check_parts, descended, outer_s
 from jaxmeta.meta_batch import batch_meta_grad, divide, wide
 from jaxmeta.tasks import Source
 from jaxmeta.training import _run
-from jaxmeta.training._checks import check_like, check_numbers, check_source
+from jaxmeta.training._checks import check_like, check_metrics, check_numbers, check_source, validation_metrics
 from jaxmeta.training._interrupt import held_interrupt
 from jaxmeta.training._run import TrainState
 
@@ -144,7 +144,7 @@ def fit(
         return jax.device_put(jax.tree.map(jnp.array, state), everywhere)
 
     if run_dir is None:
-        return run(place(state), 0, [], lambda step, state, row, save=False: None)
+        return run(place(state), 0, [], lambda step, state, row, failed: None)
 
     run_dir = Path(run_dir)
     asked = {"steps": steps, "meta_batch": meta_batch, "seed": seed, "log_every": log_every, "chunk": chunk}
@@ -158,10 +158,10 @@ def fit(
         start, state = _run.load_latest(saver, state) or (0, state)
         history = _run.read_metrics(run_dir, until=start)
 
-        def keep(step: int, state: TrainState, row: dict[str, Any], save: bool = False) -> None:
+        def keep(step: int, state: TrainState, row: dict[str, Any], failed: bool) -> None:
             _run.append_metrics(run_dir, row)
             stop = interrupted()
-            if save or stop or step % checkpoint_every == 0 or step == steps:
+            if failed or stop or step % checkpoint_every == 0 or step == steps:
                 saver.save(step, state)
             if stop:
                 raise KeyboardInterrupt
@@ -181,7 +181,7 @@ def _train(
     state: TrainState,
     start: int,
     history: list[dict[str, Any]],
-    keep: Callable[..., None],
+    keep: Callable[[int, TrainState, dict[str, Any], bool], None],
 ) -> FitResult:
     """Runs windows of steps from `start` to `steps`, checking and keeping what each returns."""
     from tqdm import tqdm
@@ -194,40 +194,22 @@ def _train(
             state, metrics = window(length, state, data, key, jnp.asarray(step))
             # In double precision: a mean in 16 bits would be of the first few values.
             metrics = {name: np.asarray(values).astype(np.float64) for name, values in metrics.items()}
-            _check_finite(metrics, step)
+            check_metrics(metrics, step)
             step += length
             row = {"step": step, **{name: float(values.mean()) for name, values in metrics.items()}}
             row["tasks_per_second"] = round(meta_batch * length / (time.perf_counter() - began), 1)
             if validate is not None:
                 try:  # with a copy, since the next window takes the state's buffers
                     found = validate(step, jax.tree.map(jnp.array, _run.unbound(state.params)))
-                    row |= _validated(found, row)
+                    row |= validation_metrics(found, row)
                 except BaseException:  # a second Ctrl-C, too
-                    keep(step, state, row, save=True)
+                    keep(step, state, row, True)
                     raise
             history.append(row)
-            keep(step, state, row)
+            keep(step, state, row, False)
             bar.update(length)
             bar.set_postfix({name: f"{value:.4g}" for name, value in row.items() if name != "step"})
     return FitResult(_run.unbound(state.params), _run.unbound(state.opt_state), history)
-
-
-def _validated(metrics: Any, row: Mapping[str, Any]) -> dict[str, float]:
-    """What `validate` returned, as numbers that can stand in a row of training's metrics."""
-    if not isinstance(metrics, Mapping) or not all(isinstance(name, str) for name in metrics):
-        raise TypeError(
-            f'validate must return a dict of metrics, such as {{"validation": 0.9}}, but returned {metrics!r}'
-        )
-    if taken := sorted(metrics.keys() & row.keys()):
-        raise ValueError(f"metrics of validate must not be called {taken}, which training records by itself")
-    for name, value in metrics.items():
-        array = np.asarray(value)
-        if array.ndim or not (jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(array.dtype, jnp.integer)):
-            raise TypeError(f"validate returned {name}={value!r}, which is no number")
-    found = {name: float(value) for name, value in metrics.items()}
-    if broken := {name: value for name, value in found.items() if not np.isfinite(value)}:
-        raise FloatingPointError(f"validate after outer step {row['step']} returned {broken}")
-    return found
 
 
 @functools.cache
@@ -293,16 +275,3 @@ def _window(
 def _norm(tree: Any) -> jax.Array:
     """The Euclidean norm of all leaves together, in 32 bits at least, since 16 would overflow."""
     return optax.tree.norm(jax.tree.map(lambda leaf: leaf.astype(wide(leaf.dtype)), tree))
-
-
-def _check_finite(metrics: dict[str, np.ndarray], first: int) -> None:
-    """Raises at the first step of a window at which something is not finite."""
-    broken = {name: int(np.argmin(np.isfinite(v))) for name, v in metrics.items() if not np.isfinite(v).all()}
-    if broken:
-        offset = min(broken.values())
-        names = ", ".join(f"{name}={metrics[name][offset]}" for name, at in broken.items() if at == offset)
-        start = " The data or the first meta-parameters may hold it already." if first + offset == 0 else ""
-        raise FloatingPointError(
-            f"outer step {first + offset + 1}: {names}.{start} Try a smaller inner or outer learning rate; an inner "
-            "optax.adam wants eps_root=1e-8 to be differentiated"
-        )

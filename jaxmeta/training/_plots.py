@@ -15,7 +15,7 @@ from jaxmeta.training._evaluate import Evaluation
 
 
 def plot_history(path: Path, history: Sequence[dict[str, Any]]) -> None:
-    """Training loss and score against outer steps, one panel each."""
+    """Training loss and score against outer steps, one panel each; a validation may have left some rows out."""
     others = ("step", "tasks_per_second", "grad_norm", "param_norm")
     names = [name for name in dict.fromkeys(name for row in history for name in row) if name not in others]
     figure, axes = _figure(1, len(names))
