@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import os
 import platform
 import statistics
 import time
@@ -13,6 +12,7 @@ from typing import Any
 import flax.linen as fnn
 import jax
 import jax.numpy as jnp
+from machine import machine
 
 from jaxmeta import Batch, Episode, losses, nn, tasks
 
@@ -136,9 +136,9 @@ def minutes(seconds: float, backend: str) -> str:
 def write(name: str, report: dict[str, Any]) -> None:
     """Writes a report into `results/`, with the machine and the versions; `NAME-gpu.json` from a GPU."""
     devices = [f"{device.device_kind}:{device.id}" for device in jax.devices()]
-    machine = {"cores": os.cpu_count(), "processor": platform.machine(), "devices": devices}
     versions = {"jax": jax.__version__, "python": platform.python_version()}
     backend = jax.default_backend()
     path = Path(__file__).parent / "results" / f"{name}{'' if backend == 'cpu' else '-' + backend}.json"
-    path.write_text(json.dumps({**report, "machine": machine, "versions": versions}, indent=2) + "\n")
+    told = {"machine": {**machine(), "devices": devices}, "versions": versions}
+    path.write_text(json.dumps({**report, **told}, indent=2) + "\n")
     print(f"written to {path}")

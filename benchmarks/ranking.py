@@ -24,6 +24,13 @@ from jaxmeta import descended, evaluate, presets, tasks
 from jaxmeta.cli._commands import set_up_jax
 
 EPISODES, WAYS, SHOTS, QUERIES = 600, 5, 1, 15
+# The trainings that are no cell's of `cells.py`.
+TRAININGS = {
+    "maml": "jaxmeta train maml --dataset omniglot --split vinyals --steps 8000",
+    "fomaml": "jaxmeta train fomaml --dataset omniglot --split vinyals --steps 8000",
+    "reptile": "jaxmeta train reptile --dataset omniglot --split vinyals --steps 20000 --episodes 100",
+    "mann": "jaxmeta train mann --dataset omniglot",
+}
 COLUMNS = (
     *("method", "transductive, %", "inductive, %", "classes", "episodes of training", "parameters", "training, min"),
     "a task, ms",

@@ -20,7 +20,7 @@ a commit with a + had changes beside it.
 ± is the 95 % interval over test episodes, the paper's where it prints one. With several seeds, their median, and each
 in brackets. Budget: tasks seen in training, and their share of the paper's. Minutes: an estimate of those that training
 takes on two CPU cores, or where it says so on a GPU, at the pace of the fastest tenth of its stretches: most trainings
-shared the machine and took longer.
+shared the machine and took longer. Below the table stands how long by the clock, where that was recorded.
 """
 
 
@@ -44,7 +44,9 @@ def build() -> str:
 def notes(cell: Cell, found: list[dict[str, Any]]) -> str:
     """Where the paper prints it, what differs, and what the results do not tell."""
     unknown = "" if all(result.get("commits") for result in found) else "The commit was not recorded."
-    return " ".join(part for part in (f"{cell.source}.", cell.differs, unknown) if part)
+    walls = [minutes(result["wall_seconds"], "cpu") for result in found if "wall_seconds" in result]
+    spent = f"By the clock, training took {', '.join(walls)} minutes." if walls else ""
+    return " ".join(part for part in (f"{cell.source}.", cell.differs, unknown, spent) if part)
 
 
 def ranked() -> list[str]:
@@ -59,13 +61,18 @@ def ranked() -> list[str]:
         f"## {len(rows)} methods on the same episodes",
         "",
         "5 ways, 1 shot, 15 queries of each class, 600 episodes of Vinyals' test characters",
-        "(`python benchmarks/ranking.py RUN ..`). Classes are those of training, turns included; a task is one",
-        "`predict` with 75 queries, on two CPU cores, all methods in turns. Trainings are those of the table above but",
-        "for MAML's, first-order MAML's and Reptile's, which had to leave these characters out, of half as many",
-        "episodes, and MANN's, of two thirds. MAML's and MetaNet's ran on a busier machine, first-order MAML's,",
-        "Reptile's and MANN's on a slower one. All networks but MetaNet's and MANN's normalise by the batch at hand:",
-        "in training with as many queries of each class as the row tells (Reptile trains on shots alone), transductive",
-        "with 15, inductive with the support set and one query.",
+        "(`python benchmarks/ranking.py RUN ..`), MANN's images smaller than the others'. Classes are those of",
+        "training, turns included; a task is one `predict` with 75 queries, on two CPU cores, all methods in turns.",
+        "All networks but MetaNet's and MANN's normalise by the batch at hand: in training with as many queries of",
+        "each class as the row tells (Reptile trains on shots alone), transductive with 15, inductive with the",
+        "support set and one query.",
+        "",
+        "Trainings are those of the table above but for MAML's, first-order MAML's and Reptile's, which had to leave",
+        "these characters out, of half as many episodes, and MANN's, of two thirds and at a rate that does not fall:",
+        "",
+        *(f"- `{command}`" for command in ranking.TRAININGS.values()),
+        "",
+        "MAML's and MetaNet's ran on a busier machine, first-order MAML's, Reptile's and MANN's on a slower one.",
         "",
         columns[0],
         "|" + "---|" * len(ranking.COLUMNS),

@@ -10,7 +10,6 @@
 import dataclasses
 import functools
 import json
-import os
 import platform
 import shlex
 import subprocess
@@ -21,6 +20,7 @@ from typing import Any
 import tyro
 from cells import CELLS
 from common import wall_seconds
+from machine import machine
 from report import build
 
 HERE = Path(__file__).parent
@@ -83,7 +83,7 @@ def record(run_dir: Path) -> dict[str, Any]:
             one for one in evaluations if (one["step"], one["seed"]) == (steps, seed) and one["inner_steps"] in inner
         ],
         **files,
-        "machine": {"cores": os.cpu_count(), "processor": platform.machine(), "python": platform.python_version()},
+        "machine": {**machine(), "python": platform.python_version()},
         **config,
         "wall_seconds": round(wall_seconds(rows, config["fit"]["meta_batch"])),
         "history": [*rows[: len(rows) - 1 : every], rows[-1]],

@@ -86,8 +86,9 @@ analysis.plot_instances(result.history)
 #
 # ## One episode, step by step
 #
-# A column is a step. Writes move on to a fresh slot for new things; reads light up where something alike was stored;
-# usage fades, and what fades most is written over first. Labels stand below, in the order they were read.
+# A column is a step. Most writes go to a fresh slot, whether the class is new or not, a few to one just read; reads
+# light up where something alike was stored; usage fades, and what fades most is written over first. Labels stand
+# below, in the order they were read.
 
 # %%
 episode = sample((), jax.random.key(7))

@@ -177,7 +177,8 @@ for run, path in {"at the start": paths["MAML"][:1], **paths}.items():
 # adaptation. Joint training raises no agreement and adapts no better than at the start. The agreement grows partly
 # because gradients do, as MAML and first-order MAML give up the loss before adaptation; but their cosine grows too.
 # Reptile's update stays near its first two terms, its cosine where it was; the other two leave theirs, as parameters
-# come to where losses bend more within one inner rate.
+# come to where losses bend more within one inner rate. The angle to $-\mathrm{AvgGradInner}$ alone tells little: joint
+# training, which has none of it, turns towards it and away as $\mathrm{AvgGrad}$ does.
 
 # %% [markdown]
 # ## Reptile, seen from the solutions

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -19,6 +20,7 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 import cells  # noqa: E402
+import ranking  # noqa: E402
 import report  # noqa: E402
 import reproduce  # noqa: E402
 
@@ -69,6 +71,32 @@ def test_a_result_was_made_by_its_cell(name: str) -> None:
             changed = {k: v for k, v in result["settings"].items() if k != "data_dir" and made.get(k, v) != v}
             assert not changed
             assert result["fit"]["steps"] == made["steps"]
+
+
+def test_the_ranking_s_rows_were_made_by_its_commands_or_a_cell_s() -> None:
+    commands = [*ranking.TRAININGS.values(), *(cell.train for cell in cells.CELLS.values())]
+    made = [
+        dataclasses.asdict(settings_of(words))
+        for program, _, *words in map(shlex.split, commands)
+        if program == "jaxmeta" and "sinusoid" not in words and "omniglot" in words
+    ]
+    for row in json.loads((report.RESULTS / "ranking.json").read_text())["rows"]:
+        settings = {key: value for key, value in row["settings"].items() if key != "data_dir"}
+        own = [one for one in made if one["method"] == row["method"]]
+        assert any(all(one.get(key, value) == value for key, value in settings.items()) for one in own), row["method"]
+        assert row["step"] == settings["steps"]
+
+
+def test_the_readme_s_numbers_are_the_report_s() -> None:
+    readme, found = (
+        (path / name).read_text() for path, name in ((BENCHMARKS.parent, "README.md"), (BENCHMARKS, "REPORT.md"))
+    )
+    intervals = set(re.findall(r"\d+\.\d+ ± \d+\.\d+", readme))
+    assert len(intervals) > 10
+    assert not {interval for interval in intervals if interval not in found}
+    errors = re.findall(r"\d: (0\.\d{3}) / (0\.\d{3}) / (0\.\d{3})", readme)
+    files = report.results("maml-sinusoid")
+    assert errors == [tuple(f"{file['result']['by_step'][steps][0]:.3f}" for steps in (1, 5, 10)) for file in files]
 
 
 def run_folder(path: Path) -> Path:

@@ -9,7 +9,6 @@ first, in double precision. Then each, in a process of its own with two threads,
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -18,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from compare_peers import TUNED, machine
 
 HERE = Path(__file__).parent
-TUNED = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**36), "MALLOC_TOP_PAD_": str(2**28)}
 CASE = {"episodes": 16, "steps": 50, "inputs": 400, "ways": 5, "reads": 4, "decay": 0.99}
 
 
@@ -44,7 +43,7 @@ def main() -> None:
         "largest_difference_of_outputs": difference,
         "training_step_ms": milliseconds,
         "ratio": milliseconds["torch"] / milliseconds["jaxmeta"],
-        "machine": {"cores": os.cpu_count(), "processor": platform.machine()},
+        "machine": machine(),
     }
     (HERE.parent / "results" / "mann_speed.json").write_text(json.dumps(report, indent=2) + "\n")
     print(json.dumps(report, indent=2))

@@ -23,6 +23,10 @@ from typing import Any
 import numpy as np
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+
+from machine import machine  # noqa: E402
+
 TUNED = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**36), "MALLOC_TOP_PAD_": str(2**28)}
 ARMS = {
     "jaxmeta": (["jax_worker.py"], {}),
@@ -57,7 +61,7 @@ def main() -> None:
         report["training_step"] = [race(case, folder, turns, wrong, training=True) for case in (CASES[0], CASES[-1])]
     packages = ("jaxmeta", "jax", "torch", "higher", "torchopt")
     report["versions"] = {**{p: version(p) for p in packages}, "python": platform.python_version()}
-    report["machine"] = {"cores": os.cpu_count(), "processor": platform.machine()}
+    report["machine"] = machine()
     path = HERE.parent / "results" / "peers.json"
     path.write_text(json.dumps(report, indent=2) + "\n")
     print(f"written to {path}")

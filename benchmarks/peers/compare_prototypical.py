@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from compare_peers import TUNED, make_images
+from compare_peers import TUNED, machine, make_images
 
 HERE = Path(__file__).parent
 ARMS = {"jaxmeta": ("jaxmeta", {}), "loop": ("loop", TUNED), "loop, default malloc": ("loop", {})}
@@ -49,7 +49,7 @@ def main() -> None:
         "largest_relative_difference_of_gradients": difference,
         "training_step": rows,
         "versions": {**{p: version(p) for p in ("jaxmeta", "jax", "torch")}, "python": platform.python_version()},
-        "machine": {"cores": os.cpu_count(), "processor": platform.machine()},
+        "machine": machine(),
     }
     path = HERE.parent / "results" / "peers-prototypical.json"
     path.write_text(json.dumps(report, indent=2) + "\n")
