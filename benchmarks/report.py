@@ -44,7 +44,9 @@ def build() -> str:
 def notes(cell: Cell, found: list[dict[str, Any]]) -> str:
     """Where the paper prints it, what differs, and what the results do not tell."""
     unknown = "" if all(result.get("commits") for result in found) else "The commit was not recorded."
-    walls = [minutes(result["wall_seconds"], "cpu") for result in found if "wall_seconds" in result]
+    walls = [
+        minutes(result["wall_seconds"], result["versions"]["backend"]) for result in found if "wall_seconds" in result
+    ]
     spent = f"By the clock, training took {', '.join(walls)} minutes." if walls else ""
     return " ".join(part for part in (f"{cell.source}.", cell.differs, unknown, spent) if part)
 

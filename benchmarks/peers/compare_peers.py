@@ -2,7 +2,7 @@
 
 Gradients are compared first, in double precision. Then every implementation, each in a process of its own with two
 threads, takes its turns; orders alternate, and medians count. PyTorch runs with an allocator that keeps its memory,
-which is its best setting here; `loop, default malloc` shows what it is without. In an environment with jaxmeta and
+mostly its best setting here; `loop, default malloc` shows what it is without. In an environment with jaxmeta and
 `benchmarks/peers/requirements.txt`:
 
     python benchmarks/peers/compare_peers.py
