@@ -2,8 +2,9 @@
 
 Gradients are compared first, in double precision. Then every implementation, each in a process of its own with two
 threads, takes its turns; orders alternate, and medians count. PyTorch runs with an allocator that keeps its memory,
-mostly its best setting here; `loop, default malloc` shows what it is without. In an environment with jaxmeta and
-`benchmarks/peers/requirements.txt`:
+mostly its best setting here; `loop, default malloc` shows what it is without. With several steps jaxmeta's reverse
+mode, which keeps every step's intermediates as the others do, runs beside its default. In an environment with jaxmeta
+and `benchmarks/peers/requirements.txt`:
 
     python benchmarks/peers/compare_peers.py
 """
@@ -30,6 +31,7 @@ from machine import machine  # noqa: E402
 TUNED = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**36), "MALLOC_TOP_PAD_": str(2**28)}
 ARMS = {
     "jaxmeta": (["jax_worker.py"], {}),
+    "jaxmeta, reverse": (["jax_worker.py", "--hvp", "reverse_over_reverse"], {}),
     "loop": (["torch_worker.py", "loop"], TUNED),
     "torch.func": (["torch_worker.py", "torch.func"], TUNED),
     "higher": (["torch_worker.py", "higher"], TUNED),
@@ -72,6 +74,11 @@ def make_images(folder: Path) -> None:
     subprocess.run([sys.executable, "-c", code, str(folder / "images.npy")], check=True)
 
 
+def arms(case: dict[str, Any]) -> dict[str, tuple[list[str], dict[str, str]]]:
+    """The implementations to run: with one step jaxmeta's default is its reverse mode."""
+    return {name: arm for name, arm in ARMS.items() if case["steps"] > 1 or name != "jaxmeta, reverse"}
+
+
 def write_case(case: dict[str, Any], folder: Path, dtype: type) -> Path:
     """Weights and episodes as arrays, from one generator."""
     rng, tasks, queries = np.random.default_rng(0), case["tasks"], case["queries"]
@@ -108,7 +115,7 @@ def equality(case: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The largest difference of each implementation's gradient from jaxmeta's over the largest entry, float64."""
     path = write_case({**case, "tasks": 4}, folder, np.float64)
     found = {}
-    for arm, (words, _) in ARMS.items():
+    for arm, (words, _) in arms(case).items():
         if "malloc" in arm:
             continue
         out = folder / "gradients.npz"
@@ -132,7 +139,7 @@ def race(
     """Median seconds and the growth of peak memory of each implementation; the fastest of those that agree."""
     path = write_case(case, folder, np.float32)
     workers = {}
-    for arm, (words, environment) in ARMS.items():
+    for arm, (words, environment) in arms(case).items():
         command = [sys.executable, str(HERE / words[0]), *words[1:], str(path), *["--training"] * training]
         workers[arm] = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **environment}
@@ -154,12 +161,13 @@ def race(
             seconds[arm].append(ask(arm, "go"))
     medians = {arm: statistics.median(values) for arm, values in seconds.items()}
     peaks = {arm: ask(arm, "quit") for arm in workers}
-    fastest = min(v for arm, v in medians.items() if arm != "jaxmeta" and (case["network"], arm) not in wrong)
+    ours = [arm for arm in medians if arm.startswith("jaxmeta")]
+    fastest = min(v for arm, v in medians.items() if arm not in ours and (case["network"], arm) not in wrong)
     row = {
         **case,
         "milliseconds": {arm: round(1e3 * value, 3) for arm, value in medians.items()},
         "peak_mib_above_start": {arm: round(value, 1) for arm, value in peaks.items()},
-        "fastest_peer_over_jaxmeta": round(fastest / medians["jaxmeta"], 2),
+        **{f"fastest_peer_over_{arm}": round(fastest / medians[arm], 2) for arm in ours},
     }
     print("training step" if training else "meta-gradient", row, flush=True)
     return row

@@ -30,6 +30,7 @@ MODELS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("case")
+    parser.add_argument("--hvp", help="how inner gradients are differentiated again; default: jaxmeta's")
     parser.add_argument("--gradients", help="write one meta-gradient to this file and stop")
     parser.add_argument("--training", action="store_true", help="time whole training steps")
     arguments = parser.parse_args()
@@ -45,7 +46,8 @@ def main() -> None:
     parts = {name: jnp.asarray(file[name]) for name in ("support_x", "support_y", "query_x", "query_y")}
     episodes = Episode(Batch(parts["support_x"], parts["support_y"]), Batch(parts["query_x"], parts["query_y"]))
     loss = losses.mean_squared_error if case["network"] == "mlp" else losses.cross_entropy
-    learner = maml(MODELS[case["network"]], inner_optimizer=optax.sgd(case["rate"]), steps=case["steps"], loss=loss)
+    model, rate, steps = MODELS[case["network"]], case["rate"], case["steps"]
+    learner = maml(model, inner_optimizer=optax.sgd(rate), steps=steps, loss=loss, hvp=arguments.hvp)
     step, key = jax.jit(lambda p, e, key: batch_meta_grad(learner, p, e, key)[0]), jax.random.key(0)
     if arguments.gradients:
         grads = step(params, episodes, key)["params"]
