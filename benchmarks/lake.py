@@ -23,6 +23,8 @@ from jaxmeta import metric, presets, tasks
 from jaxmeta.cli._commands import set_up_jax
 from jaxmeta.training import evaluate_runs
 
+TOGETHER = 50  # pairs that are verified in one batch
+
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
@@ -35,7 +37,7 @@ class Arguments:
     runs: int = 20
     """Runs to draw."""
     pairs: int = 2000
-    """Pairs to verify, with a siamese network."""
+    """Pairs to verify, with a siamese network; a multiple of 50."""
     seed: int = 0
     """Of the runs and pairs."""
 
@@ -106,14 +108,20 @@ def draw_pairs(classes: tasks.Classes, count: int, seed: int) -> tuple[np.ndarra
 
 
 def verification(params: Any, settings: presets.Settings, arguments: Arguments) -> dict[str, float]:
-    """The share of pairs that are told right, its interval, and their number."""
+    """The share of pairs that are told right, its interval, and their number.
+
+    A batch-normalised twin sees the pairs that are judged with one, `TOGETHER` in all.
+    """
+    if arguments.pairs < TOGETHER or arguments.pairs % TOGETHER:
+        raise ValueError(f"pairs must be a multiple of {TOGETHER}, but is {arguments.pairs}")
     pairs, same = draw_pairs(characters(settings, settings.image_size), arguments.pairs, arguments.seed)
     twin = presets.siamese_twin(settings.image_size)
     verify = jax.jit(lambda a, b: metric.verify(twin, params, a, b))
-    parts = [verify(*jnp.asarray(part).swapaxes(0, 1)) for part in np.array_split(pairs, max(1, len(pairs) // 50))]
+    parts = [verify(*jnp.asarray(part).swapaxes(0, 1)) for part in np.split(pairs, len(pairs) // TOGETHER)]
     right = (np.concatenate(parts) > 0.5) == same
     interval = 1.96 * right.std(ddof=1) / len(right) ** 0.5
-    return {"accuracy": float(right.mean()), "interval": float(interval), "pairs": len(right)}
+    told = {"accuracy": float(right.mean()), "interval": float(interval)}
+    return {**told, "pairs": len(right), "pairs_together": TOGETHER}
 
 
 if __name__ == "__main__":

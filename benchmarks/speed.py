@@ -61,8 +61,8 @@ def ours(form: str, queries: int, steps: int) -> dict[str, Any]:
     runs = {**{name: run for name, (run, _) in compiled.items()}, "matmul": product}
     seconds = in_turns(runs, REPEATS)
     peak, found = flops / seconds["matmul"], compiled["maml"][1]
-    r = steps / queries
-    bound = seconds["fomaml"] * (9 * r + 3) / (3 * r + 3)
+    k_r = steps / queries
+    bound = seconds["fomaml"] * (9 * k_r + 3) / (3 * k_r + 3)
     row = {
         "form": form,
         "queries_per_class": queries,

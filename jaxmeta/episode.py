@@ -93,10 +93,10 @@ def check_episode(episode: Episode, *, ways: int | None = None) -> None:
         )
 
 
-def check_is_episode(episode: Any) -> None:
+def check_is_episode(episode: Any, name: str = "episode") -> None:
     """Raises if what is given for an episode is something else, such as a pair."""
     if not isinstance(episode, Episode):
-        raise TypeError(f"episode must be a jaxmeta.Episode(support, query), but is a {type(episode).__name__}")
+        raise TypeError(f"{name} must be a jaxmeta.Episode(support, query), but is a {type(episode).__name__}")
 
 
 def check_inputs(support_x: jax.Array, query_x: jax.Array, name: str = "query_x") -> None:

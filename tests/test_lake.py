@@ -97,6 +97,10 @@ def test_any_learner_is_judged(folder: Path) -> None:
     assert jm.evaluate_runs(nearest(), {}, runs._replace(query=runs.query._replace(y=shifted))).mean == 0.5
     with pytest.raises(ValueError, match="runs must be 2 or more"):
         jm.evaluate_runs(nearest(), {}, jax.tree.map(lambda leaf: leaf[:1], runs))
+    with pytest.raises(TypeError, match=r"learner must be a MetaLearner"):
+        jm.evaluate_runs(None, {}, runs)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TypeError, match=r"runs must be a jaxmeta\.Episode\(support, query\), but is a tuple"):
+        jm.evaluate_runs(nearest(), {}, tuple(runs))  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize(
@@ -209,6 +213,9 @@ def test_drawn_runs_keep_to_an_alphabet() -> None:
     assert len(np.unique(drawers)) > 3, "any drawing may be drawn"
     assert all(len(set(run)) == 4 and len({letter < 4 for letter in run}) == 1 for run in letters.tolist())
     assert {bool(run[0] < 4) for run in letters} == {True, False}
+    plain = grouped()._replace(examples=grouped().examples.astype(np.float32) / 255)
+    floats = tasks.draw_runs(plain, runs=6, ways=4)
+    np.testing.assert_allclose(runs.query.x, floats.query.x, rtol=1e-6, err_msg="what is no uint8 stays as it is")
     five, _ = read(tasks.draw_runs(grouped(), runs=4, ways=5).support.x)
     assert (five >= 4).all(), "alphabets with fewer letters are left out"
 
@@ -312,6 +319,9 @@ def test_verification_tells_its_interval_and_its_pairs(monkeypatch: pytest.Monke
     found = lake.verification({}, presets.settings("siamese", "glyphs"), lake.Arguments(Path("run"), pairs=100))
     assert (found["accuracy"], found["pairs"]) == (0.5, 100)
     np.testing.assert_allclose(found["interval"], 1.96 * 0.5 / 10, rtol=0.01)
+    for pairs in (0, 60):
+        with pytest.raises(ValueError, match=f"pairs must be a multiple of 50, but is {pairs}"):
+            lake.verification({}, presets.settings("siamese", "glyphs"), lake.Arguments(Path("run"), pairs=pairs))
 
 
 def test_the_real_alphabets_serve(tfds_dir: Path) -> None:

@@ -586,6 +586,17 @@ def test_a_bad_episode_is_named(name: str, method: str) -> None:
         LEARNERS[method].meta_grad(params, spoil(episode), KEY)
 
 
+@pytest.mark.parametrize("method", LEARNERS)
+def test_under_jit_a_query_label_that_is_no_class_makes_the_loss_nan(method: str) -> None:
+    episode, learner = to_float32(episode_of(method)), LEARNERS[method]
+    params, step = jax.jit(learner.init)(KEY, episode), jax.jit(learner.meta_grad)
+    for label in (-1, 7):
+        strange = episode._replace(query=episode.query._replace(y=episode.query.y.at[0].set(label)))
+        grads, metrics = step(params, strange, KEY)
+        assert np.isnan(metrics["loss"])
+        assert all(np.isnan(leaf).any() for leaf in jax.tree.leaves(grads))
+
+
 @pytest.mark.parametrize("method", ["prototypical", "matching_fce", "siamese", "relation"])
 def test_initialising_for_other_ways_is_refused(method: str) -> None:
     episode = to_float32(episode_of(method))
@@ -611,6 +622,8 @@ def test_bad_arguments_are_named() -> None:
         vector.predict(LEARNERS["prototypical"].init(KEY, episode), episode.support, episode.query.x, KEY)
     with pytest.raises(ValueError, match="read_steps must be 0 or more, but is -1"):
         jm.matching_fce(ENCODER, read_steps=-1)
+    with pytest.raises(TypeError, match="'float' object cannot be interpreted as an integer"):
+        jm.matching_fce(ENCODER, read_steps=1.5)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="ways must be 2 or more, but is 1"):
         jm.relation(ways=1)
     with pytest.raises(ValueError, match="l2 must be finite and not negative, but is -1"):
@@ -645,6 +658,8 @@ def test_images_of_the_wrong_size_are_named() -> None:
     ):
         with pytest.raises(ValueError, match=f"at least {least}, but has shape"):
             jax.eval_shape(learner.init, KEY, episode)
+    with pytest.raises(ValueError, match=r"features and windows .* are \(2, 3\) and \(3, 3, 2\)"):
+        jax.eval_shape(metric.KochTwin((2, 3), (3, 3, 2)).init, KEY, episode.support.x)
     with pytest.raises(ValueError, match="must hold inputs of one shape"):
         LEARNERS["matching"].predict({}, episode.support, episode.query.x[:, :2], KEY)
     learner, big = jm.prototypical(metric.RelationEncoder(features=2), ways=3), to_float32(images(10))

@@ -162,6 +162,12 @@ def test_numbers_are_read_from_where_they_stand(tmp_path: Path, monkeypatch: pyt
     assert cells.Accuracy(5, 1, None).find(found) == pytest.approx((90, 1))
     assert cells.Accuracy(5, 1, None, query_mode="inductive").find(found) == pytest.approx((80, 1))
     assert cells.Accuracy(20, 1, None).find(found) is None
+    grouped = cells.Accuracy(5, 1, None, within_groups=True)
+    assert grouped.what == "5 ways of one alphabet, 1 shot, transductive, %"
+    assert grouped.find(found) is None
+    found["result"]["source"]["within_groups"] = True
+    assert grouped.find(found) == pytest.approx((90, 1))
+    del found["result"]["source"]["within_groups"]
     assert cells.OneShot("92.0").find(found) == pytest.approx((70, 2))
     assert cells.Presentation(2, None).find(found) == pytest.approx((60, 3))
     assert cells.Error(1, None).find({"result": {"by_step": [[3, 1], [2, 0.5]]}}) == (2, 0.5)

@@ -55,8 +55,8 @@ def main() -> None:
             arguments.gradients, **{f"{m}/{leaf}": value for m, part in grads.items() for leaf, value in part.items()}
         )
         return
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     run = training(learner, params, case) if arguments.training else lambda: step(params, episodes, key)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for line in sys.stdin:
         if line.strip() == "quit":
             print(json.dumps((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024), flush=True)

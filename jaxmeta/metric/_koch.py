@@ -44,8 +44,12 @@ class KochTwin(fnn.Module):
         """Maps images x `[n, height, width, channels]` to `[n, width]`, in (0, 1).
 
         Raises:
-            ValueError: x is not a batch of images, or they are too small.
+            ValueError: x is not a batch of images, or they are too small; `features` and `windows` differ in length.
         """
+        if len(self.features) != len(self.windows):
+            raise ValueError(
+                f"features and windows must be of as many convolutions, but are {self.features} and {self.windows}"
+            )
         _check_images(x, self._least())
         last = len(self.features) - 1
         for i, (features, window) in enumerate(zip(self.features, self.windows, strict=True)):
@@ -75,7 +79,7 @@ class KochTwin(fnn.Module):
 class SmallTwin(fnn.Module):
     """A twin for small images: four 3x3 convolutions, the first two pooled, and sigmoid units, all batch-normalised.
 
-    Koch's network has no normalisation and trains for days. This one learns faster, and sees the rest of its batch.
+    Koch's network has no normalisation. This one learns faster, and sees the rest of its batch.
     Like Koch's it compares where strokes are: 7x7 positions of a 28x28 image, where Koch's has 6x6 of 105x105.
 
     Attributes:

@@ -19,6 +19,7 @@ After a ReLU they lie in [0, 1], and it is e / (e + N - 1): 0.405 and 0.125. Tra
 0.1 mends it. The loss is -log P: P is normalised already, and no softmax is taken of it again.
 """
 
+import operator
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -102,6 +103,7 @@ def matching_fce(
         A `MetaLearner` with `FullContextParams`.
 
     Raises:
+        TypeError: `read_steps` is no int.
         ValueError: `read_steps` is negative, `temperature` is not positive, or `ways` is less than 2.
 
     >>> from jaxmeta import nn
@@ -115,6 +117,7 @@ def matching_fce(
         Vinyals, Blundell, Lillicrap, Kavukcuoglu, Wierstra 2016, arXiv:1606.04080, section 2.1.2 and appendix A.
     """
     check_temperature(temperature)
+    read_steps = operator.index(read_steps)
     if read_steps < 0:
         raise ValueError(f"read_steps must be 0 or more, but is {read_steps}")
     context: Any = FullContext(read_steps)

@@ -50,9 +50,12 @@ def metric_learner(
         def objective(params: Params) -> tuple[jax.Array, Metrics]:
             found = compare_all(params, episode.support, episode.query.x, key)
             log_probs = label_sum(found.log_kernel, found.labels, count_ways(episode.support, ways))
-            value = loss(params, found, log_probs, episode)
+            labels = episode.query.y
+            # Not every loss sees a label that is no class, and under `jax.jit` nobody can refuse it.
+            known = jnp.all((labels >= 0) & (labels < log_probs.shape[1]))
+            value = loss(params, found, log_probs, episode) * jnp.where(known, 1.0, jnp.nan).astype(log_probs.dtype)
             check_varies_alike(value, params)
-            return value, {"loss": value, "accuracy": accuracy(log_probs, episode.query.y)}
+            return value, {"loss": value, "accuracy": accuracy(log_probs, labels)}
 
         (_, metrics), grads = jax.value_and_grad(objective, has_aux=True)(params)
         return grads, metrics

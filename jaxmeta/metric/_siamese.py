@@ -118,7 +118,8 @@ def verify(encoder: Model, params: SiameseParams, first: jax.Array, second: jax.
         second: the other `[n, ...]`.
 
     Returns:
-        p `[n]`. It is symmetric: the two may change places.
+        p `[n]`. It is symmetric: the two may change places. A batch-normalised twin sees all inputs as one batch, and
+        then p of a pair depends on the others.
 
     Raises:
         ValueError: the two differ in shape.

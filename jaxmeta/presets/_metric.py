@@ -54,7 +54,7 @@ _RELATION_QUERIES = {(False, False): 19, (False, True): 15, (True, False): 10, (
 
 # Siamese networks: Koch, Zemel, Salakhutdinov 2015. Trained on background alphabets with distorted images, judged on
 # 20 ways within an evaluation alphabet. The rates that its Bayesian optimisation found for momentum SGD are not
-# published, so it is Adam here. Where the paper draws pairs of one alphabet, episodes of one are drawn here. Quarter
+# published, so it is Adam here. Where the paper has as many pairs of each alphabet, episodes are of one each. Quarter
 # turns make further characters, which the paper does not have.
 _SIAMESE = Settings(
     method="siamese",

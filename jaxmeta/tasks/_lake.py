@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmeta.episode import Batch, Episode
-from jaxmeta.tasks._sampler import Classes
+from jaxmeta.tasks._sampler import Classes, to_unit
 
 
 def lake_runs(path: str | Path, *, image_size: int = 105) -> Episode:
@@ -109,13 +109,13 @@ def draw_runs(classes: Classes, *, runs: int = 20, ways: int = 20, seed: int = 0
     drawings of each character.
 
     Args:
-        classes: characters with their alphabets as groups, two `uint8` drawings of each at least.
+        classes: characters with their alphabets as groups, two drawings of each at least; `uint8` ones come to [0, 1].
         runs: how many episodes.
         ways: characters in each, and trials.
         seed: decides all.
 
     Returns:
-        Runs as a batch of episodes, x `[runs, ways, ...]` in [0, 1].
+        Runs as a batch of episodes, x `[runs, ways, ...]`.
 
     Raises:
         ValueError: `runs` is less than 1 or `ways` less than 2, the classes have no groups, none of them is large
@@ -143,8 +143,8 @@ def draw_runs(classes: Classes, *, runs: int = 20, ways: int = 20, seed: int = 0
     for run in range(runs):
         chosen = rng.choice(eligible[order[run % len(order)]], ways, replace=False)
         places = _places(classes, chosen, rng)
-        images = classes.examples[chosen[:, None], places].astype(np.float32) / 255
-        drawn.append(Episode(*(Batch(jnp.asarray(images[:, i]), labels) for i in (0, 1))))
+        images = jnp.asarray(classes.examples[chosen[:, None], places])
+        drawn.append(Episode(*(Batch(to_unit(images[:, i]), labels) for i in (0, 1))))
     return _stacked(drawn)
 
 

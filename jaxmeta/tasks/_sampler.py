@@ -130,12 +130,15 @@ def _turn(x: jax.Array, quarters: jax.Array) -> jax.Array:
 
 
 def _labelled(x: jax.Array) -> Batch:
-    """Flattens `[ways, n, ...]` to a batch of `ways * n` with labels in class order; `uint8` images become [0, 1]."""
+    """Flattens `[ways, n, ...]` to a batch of `ways * n` with labels in class order."""
     ways, n = x.shape[:2]
     x = x.reshape(ways * n, *x.shape[2:])
-    if x.dtype == jnp.uint8 and x.ndim == 4:
-        x = x.astype(jnp.float32) / 255.0
-    return Batch(x, jnp.repeat(jnp.arange(ways, dtype=jnp.int32), n))
+    return Batch(to_unit(x), jnp.repeat(jnp.arange(ways, dtype=jnp.int32), n))
+
+
+def to_unit(x: jax.Array) -> jax.Array:
+    """Examples `[n, ...]`, with `uint8` images `[n, height, width, channels]` scaled to [0, 1]."""
+    return x.astype(jnp.float32) / 255.0 if x.dtype == jnp.uint8 and x.ndim == 4 else x
 
 
 def _check(classes: Classes, ways: int, shots: int, queries: int, rotations: str) -> None:

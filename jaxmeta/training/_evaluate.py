@@ -146,9 +146,9 @@ def evaluate_runs(
         An `Evaluation`; with n queries a run, the share of right answers among `runs * n` trials is its `mean`.
 
     Raises:
-        TypeError: `runs` is no `Episode`.
+        TypeError: `learner` is no `MetaLearner`, or `runs` no `Episode`.
         ValueError: there are fewer than two runs, or they have no queries, or labels that the learner has no answer
-            for, or `query_mode` is unknown.
+            for, `query_mode` is unknown, or with `"inductive"` queries have another shape than support examples.
         FloatingPointError: as `evaluate`.
 
     >>> from jaxmeta import nn, prototypical, tasks
@@ -160,6 +160,8 @@ def evaluate_runs(
     >>> found.metric, found.episodes
     ('accuracy', 2)
     """
+    check_parts("learner", learner, ("predict",), "a MetaLearner")
+    check_is_episode(runs, "runs")
     count = count_tasks(runs)
     if count < 2:
         raise ValueError(f"runs must be 2 or more for an interval, but are {count}")
