@@ -83,9 +83,9 @@ def adapt(
             not linear in it. The result can be differentiated in reverse any number of times, and forward after that
             (`jax.hessian`), but not forward at once: for `jax.jvp` and `jax.jacfwd` take `"reverse_over_reverse"`,
             which is as JAX does on its own: it keeps every step's intermediates, and with few steps may be faster for
-            it, a max-pooling Conv4 with K = 5 by a quarter on CPU. Take that too for a loss with a hand-written derivative that is no true
-            gradient, as of a straight-through estimator, a spiking unit, reversed or clipped gradients. None for the
-            first from two steps on, and the second with one, where it keeps as little.
+            it, a max-pooling Conv4 with K = 5 by a quarter on CPU. Take that too for a loss with a hand-written
+            derivative that is no true gradient, as of a straight-through estimator, a spiking unit, reversed or clipped
+            gradients. None for the first from two steps on, and the second with one, where it keeps as little.
         remat: levels of checkpoints. 0 keeps every step's residuals; 1 runs each step again; 2 runs segments of
             sqrt(K) steps again, and n keeps about n K^(1/n) inner states. `"auto"`: the fewest with which what is
             kept takes no more memory than one step does on its own.
