@@ -463,7 +463,8 @@ CELLS = {
         "Ravi, Larochelle 2017, has no Omniglot",
         None,
         "Input gates start at the sigmoid of -2 to -1 and four episodes make a step, where the paper's code has -5 to "
-        "-4 and one. By the end, 94 % of the queries of training episodes come out right. The LSTM takes 8 steps; "
+        "-4 and one; convolutions are strided, and a class has one query. By the end, 94 % of the queries of training "
+        "episodes come out right. The LSTM takes 8 steps for the paper's 12; "
         "gradient descent has its best rate of eight, or rate and number of steps up to 100, by validation characters. "
         "Transductive: "
         f"batch normalisation sees all five queries. {_TF32} The first row was judged there too: "

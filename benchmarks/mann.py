@@ -5,13 +5,14 @@
     python benchmarks/mann.py --code strings --out RUN
 
 5 classes x 10 drawings of 20 x 20 pixels in one sequence, 1,200 characters in four turns each for training, turned and
-shifted a little, and the other 423 for the test. `jaxmeta train mann` does the same at a rate that does not fall, and
-for fewer steps.
+shifted a little, and the other 423 for the test. `jaxmeta train mann --dataset omniglot` does the same at a rate that
+does not fall, and for fewer steps.
 """
 
 import argparse
 import functools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -51,8 +52,7 @@ def judge(
     return np.asarray(accuracy), None if largest is None else float(largest.mean())
 
 
-def main() -> None:
-    set_up_jax()
+def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--addressing", default="lrua", choices=("lrua", "ntm", "none"))
     parser.add_argument("--controller", default="lstm", choices=("lstm", "feedforward"))
@@ -69,7 +69,12 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=600)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
-    given = parser.parse_args()
+    return parser.parse_args(words)
+
+
+def main() -> None:
+    set_up_jax()
+    given = arguments()
     model = memory.MANN(
         addressing=given.addressing,
         controller=given.controller,
@@ -96,7 +101,7 @@ def main() -> None:
         log_every=100,
         checkpoint_every=1000,
         seed=given.seed,
-        config={"settings": {name: value for name, value in vars(given).items() if name != "out"}},
+        config={"settings": {name: value for name, value in vars(given).items() if name not in ("out", "episodes")}},
         progress=False,
     )
     found, largest = judge(

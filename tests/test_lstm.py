@@ -250,3 +250,13 @@ def test_relabelling_classes_permutes_answers_with_the_head_s_columns() -> None:
 def test_bad_input_is_named(options: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         lstm_meta_learner(nn.MLP((4,), WAYS), **options)
+
+
+@pytest.mark.parametrize("part", ["support", "query"])
+def test_labels_without_an_output_are_named(part: str) -> None:
+    learner, given = lstm_meta_learner(nn.MLP((4,), WAYS), steps=1, hidden=HIDDEN), episode()
+    params = learner.init(jax.random.key(0), given)
+    batch = getattr(given, part)
+    strange = given._replace(**{part: batch._replace(y=batch.y.at[0].set(7))})
+    with pytest.raises(ValueError, match=r"the model has 3 outputs, but the labels are 0\.\.7"):
+        learner.meta_grad(params, strange, jax.random.key(0))

@@ -518,6 +518,20 @@ def test_targets_and_queries_that_do_not_fit_are_named_at_once() -> None:
         learner.predict(params, episode.support, episode.query.x[:, :-1], jax.random.key(0))
 
 
+@pytest.mark.parametrize("code", ["one_hot", "strings"])
+def test_under_jit_a_label_that_is_no_class_makes_all_nan(code: Any) -> None:
+    (support, query), learner = small_episode(), mann(MANN(**SMALL), ways=3, code=code)
+    params = jax.jit(learner.init)(jax.random.key(0), Episode(support, query))
+    step, predict = jax.jit(learner.meta_grad), jax.jit(learner.predict)
+    assert np.isfinite(predict(params, support, query.x, jax.random.key(0))).all()
+    for label in (-1, 7):
+        strange = support._replace(y=support.y.at[0].set(label))
+        grads, metrics = step(params, Episode(strange, query), jax.random.key(0))
+        assert np.isnan(metrics["loss"])
+        assert all(np.isnan(leaf).any() for leaf in jax.tree.leaves(grads))
+        assert np.isnan(predict(params, strange, query.x, jax.random.key(0))).all()
+
+
 @pytest.mark.parametrize("addressing", ["lrua", "ntm", "none"])
 def test_gradients_have_the_types_of_their_parameters(addressing: Any) -> None:
     learner = mann(MANN(**SMALL, addressing=addressing), ways=3)

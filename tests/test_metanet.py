@@ -305,6 +305,21 @@ def test_bad_input_is_named(call: Any, message: str) -> None:
         call(episode())
 
 
+def test_a_support_set_that_is_short_or_has_no_labels_is_named() -> None:
+    support, query = episode()
+    for kept in (0, 2):
+        short = jax.tree.map(lambda leaf, kept=kept: leaf[:kept], support)
+        with pytest.raises(
+            ValueError, match=f"support holds {kept} examples, fewer than the model's outputs=3 classes"
+        ):
+            jax.eval_shape(LEARNER.predict, loud(), short, query.x, jax.random.key(0))
+    real = support._replace(y=support.y.astype(jnp.float32))
+    with pytest.raises(TypeError, match="wants integer labels, but targets have dtype float32"):
+        LEARNER.predict(loud(), real, query.x, jax.random.key(0))
+    with pytest.raises(TypeError, match="wants integer labels, but targets have dtype float32"):
+        LEARNER.init(jax.random.key(0), Episode(real, real))
+
+
 def test_images_may_hold_whole_numbers() -> None:
     support, query = episode()
     pixels = jnp.arange(support.x.size, dtype=jnp.uint8).reshape(support.x.shape)

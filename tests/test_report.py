@@ -9,10 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tyro
 
-from jaxmeta import presets
+from jaxmeta import Evaluation, presets
 from jaxmeta.cli._arguments import Evaluate, Train
 from jaxmeta.cli._commands import _train_options
 
@@ -20,6 +21,9 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 import cells  # noqa: E402
+import lstm_against_sgd  # noqa: E402
+import mann  # noqa: E402
+import metanet  # noqa: E402
 import ranking  # noqa: E402
 import report  # noqa: E402
 import reproduce  # noqa: E402
@@ -71,6 +75,26 @@ def test_a_result_was_made_by_its_cell(name: str) -> None:
             changed = {k: v for k, v in result["settings"].items() if k != "data_dir" and made.get(k, v) != v}
             assert not changed
             assert result["fit"]["steps"] == made["steps"]
+
+
+@pytest.mark.parametrize("name", [name for name in cells.CELLS if name.startswith("mann-")])
+def test_a_mann_was_trained_as_its_command_says(name: str) -> None:
+    _, _, *words = shlex.split(cells.CELLS[name].train)
+    given = vars(mann.arguments([*words, "--out", "RUN"]))
+    for result in report.results(name):
+        found = {"augment" if option == "distort" else option: v for option, v in result["settings"].items()}
+        assert {option: given[option] for option in found} == {**found, "seed": given["seed"]}
+        assert set(given) - set(found) <= {"out", "episodes"}
+
+
+@pytest.mark.parametrize("name", ["metanet-omniglot-without-task", "metanet-omniglot-without-example"])
+def test_an_ablation_was_trained_as_its_command_says(name: str) -> None:
+    _, _, *words = shlex.split(cells.CELLS[name].train)
+    given = metanet.arguments([*words, "--out", "RUN"])
+    for result in report.results(name):
+        made = dataclasses.asdict(metanet.settings(given))
+        assert result["without"] == given.without
+        assert not {k: v for k, v in result["settings"].items() if made.get(k, v) != v}
 
 
 def test_the_ranking_s_rows_were_made_by_its_commands_or_a_cell_s() -> None:
@@ -150,6 +174,28 @@ def test_commits_are_noted_once_and_without_git_not_at_all(tmp_path: Path, monke
 
     monkeypatch.setattr(subprocess, "run", fail)
     assert reproduce.note_commit(tmp_path / "other.commits", trained=False) == []
+
+
+def test_gradient_descent_is_tuned_by_validation_and_compared_by_episode() -> None:
+    tried = {0.05: [0.1, 0.5, 0.6], 0.1: [0.2, 0.7, 0.3]}
+    assert lstm_against_sgd.choose(tried, range(3)) == (0.1, 1)
+    assert lstm_against_sgd.choose(tried, [2]) == (0.05, 2)
+
+    def judged(*values: float) -> Evaluation:
+        found = np.array(values)
+        return Evaluation("accuracy", found.mean(), 0.0, None, "transductive", len(found), 3, "hash", {}, found)
+
+    def descend(rate: float, steps: int, source: object, episodes: int, seed: int) -> Evaluation:
+        assert (rate, steps, source, episodes, seed) == (0.05, 2, "source", 600, 3)
+        return judged(0.5, 0.7, 0.6)
+
+    found = lstm_against_sgd.against(judged(0.6, 0.9, 0.9), 0.05, 2, descend, "source")  # pyright: ignore[reportArgumentType]
+    assert found["best"] == {"rate": 0.05, "steps": 2, "rate_at_the_edge": True}
+    assert found["mean"] == pytest.approx(0.6)
+    assert found["lstm_minus_sgd"] == pytest.approx({"mean": 0.2, "interval": 1.96 * 0.1 / 3**0.5})
+    result = {"against_sgd": {"sgd_of_as_many_steps": {**found, "interval": 0.01}}}
+    assert cells.Descent("as many").find(result) == pytest.approx((60, 1))
+    assert cells.Lead("as many").find(result) == pytest.approx((20, 19.6 / 3**0.5))
 
 
 def test_numbers_are_read_from_where_they_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

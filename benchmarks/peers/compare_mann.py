@@ -35,6 +35,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         case = write_case(Path(name) / "case.npz")
         difference = compare_forward(arms, case)
+        if not difference < 1e-9:
+            raise ValueError(f"the outputs differ by {difference}: not raced")
         milliseconds = race(arms, case, given.turns)
     report = {
         "command": "python benchmarks/peers/compare_mann.py",

@@ -14,6 +14,8 @@ from typing import Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 
+from jaxmeta.episode import Batch, is_classification
+
 Code = Literal["one_hot", "strings"]
 
 _LETTERS, _ALPHABET = 5, 5
@@ -31,22 +33,27 @@ class Words(NamedTuple):
     alphabet: int
 
     def write(self, labels: jax.Array) -> jax.Array:
-        """Labels `[n]` as one-hot letters, one after the other: `[n, letters * alphabet]`."""
-        return jax.nn.one_hot(self.letters[labels], self.alphabet).reshape(len(labels), -1)
+        """Labels `[n]` as one-hot letters, one after the other: `[n, letters * alphabet]`; NaN for one of no class."""
+        letters = jax.nn.one_hot(self.letters[labels], self.alphabet) * self._known(labels)[:, None, None]
+        return letters.reshape(len(labels), -1)
 
     def log_probabilities(self, outputs: jax.Array) -> jax.Array:
         """Outputs `[n, letters * alphabet]` as one log-softmax a letter: `[n, letters, alphabet]`."""
         return jax.nn.log_softmax(outputs.reshape(len(outputs), -1, self.alphabet))
 
     def loss(self, outputs: jax.Array, labels: jax.Array) -> jax.Array:
-        """Cross-entropy, in nats, summed over letters and averaged over the sequence."""
+        """Cross-entropy, in nats, summed over letters and averaged over the sequence; NaN for a label of no class."""
         wanted = self.letters[labels][..., None]
         found = jnp.take_along_axis(self.log_probabilities(outputs), wanted, axis=-1)
-        return -found.sum((1, 2)).mean()
+        return -(found.sum((1, 2)) * self._known(labels)).mean()
 
     def right(self, outputs: jax.Array, labels: jax.Array) -> jax.Array:
         """Whether every letter is right, `[n]`."""
         return (self.log_probabilities(outputs).argmax(-1) == self.letters[labels]).all(-1)
+
+    def _known(self, labels: jax.Array) -> jax.Array:
+        """1 for labels of the episode's classes, NaN for others, for which indexing would take some other class."""
+        return jnp.where((labels >= 0) & (labels < len(self.letters)), 1.0, jnp.nan)
 
     def class_scores(self, outputs: jax.Array) -> jax.Array:
         """The log-probability of each class's word, `[n, ways]`."""
@@ -77,6 +84,12 @@ def words(code: Code, ways: int, key: jax.Array) -> Words:
         raise ValueError(f"ways={ways}, but there are {count} strings of {_LETTERS} letters out of {_ALPHABET}")
     _, drawn = jax.lax.top_k(jax.random.uniform(key, (count,)), ways)
     return Words(drawn[:, None] // _ALPHABET ** jnp.arange(_LETTERS) % _ALPHABET, _ALPHABET)
+
+
+def check_labels(batch: Batch) -> None:
+    """Raises if what is to be remembered are no class labels."""
+    if not is_classification(batch.y):
+        raise TypeError(f"a memory of labels wants integer labels, but targets have dtype {batch.y.dtype}")
 
 
 def one_step_late(written: jax.Array) -> jax.Array:

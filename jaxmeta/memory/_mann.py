@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxmeta.episode import Batch, Episode, check_batch, check_episode, check_inputs, concatenate, is_classification
+from jaxmeta.episode import Batch, Episode, check_batch, check_episode, check_inputs, concatenate
 from jaxmeta.learner import MetaLearner, Metrics, Params
 from jaxmeta.memory._cell import MANN, CellState, Trace
-from jaxmeta.memory._labels import Code, Words, by_instance, one_step_late, words
+from jaxmeta.memory._labels import Code, Words, by_instance, check_labels, one_step_late, words
 
 _REPORTED = (1, 2, 3, 5, 10)
 
@@ -86,10 +86,10 @@ def mann(model: MANN, *, ways: int, code: Code = "one_hot") -> MetaLearner:
             each episode.
 
     Returns:
-        A `MetaLearner`. Metrics: `loss`, summed over letters; `accuracy`, over all presentations; `instance_1`,
-        `instance_2`, .., accuracy at the k-th presentation of a class, for k up to the presentations a class has on
-        average. With strings an answer is right if all letters are; `predict` chooses among the episode's classes.
-        All of it is differentiable in reverse mode, not in forward mode.
+        A `MetaLearner`. Metrics: `loss`, summed over letters; `accuracy`, over all presentations; `instance_k`,
+        accuracy at the k-th presentation of a class, for those k of 1, 2, 3, 5 and 10 that a class has on average. With
+        strings an answer is right if all letters are; `predict` chooses among the episode's classes. All of it is
+        differentiable in reverse mode, not in forward mode.
 
     Raises:
         ValueError: `ways` is less than 2 or more than there are strings, `code` is unknown, an episode is shorter
@@ -108,7 +108,7 @@ def mann(model: MANN, *, ways: int, code: Code = "one_hot") -> MetaLearner:
 
     def init(key: jax.Array, episode: Episode) -> Params:
         check_episode(episode, ways=ways)
-        _check_labels(episode.support)
+        check_labels(episode.support)
         x = episode.support.x
         return model.init(key, x, words(code, ways, key).write(jnp.zeros(len(x), int)))
 
@@ -160,14 +160,9 @@ def _metrics(reading: Reading, ways: int) -> Metrics:
     return {"loss": reading.loss, "accuracy": reading.right.mean(), **reported}
 
 
-def _check_labels(batch: Batch) -> None:
-    if not is_classification(batch.y):
-        raise TypeError(f"a memory of labels wants integer labels, but targets have dtype {batch.y.dtype}")
-
-
 def _shuffle(name: str, batch: Batch, ways: int, key: jax.Array) -> Batch:
     check_batch(name, batch, ways)
-    _check_labels(batch)
+    check_labels(batch)
     if len(batch.y) < ways:
         raise ValueError(f"the sequence has {len(batch.y)} examples, fewer than its ways={ways} classes")
     order = jax.random.permutation(key, len(batch.y))

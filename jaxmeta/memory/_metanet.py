@@ -33,6 +33,7 @@ from jaxmeta.memory._generators import (
     init_example,
     init_task,
 )
+from jaxmeta.memory._labels import check_labels
 
 _P = 7.0  # of `log_sign`, where the LSTM meta-learner has 10
 _MARGIN = 1.0
@@ -95,8 +96,10 @@ def memorise(
         A `Memory`.
 
     Raises:
-        ValueError: labels, where they are known, do not fit the model's outputs or lack a class, `samples` is not
-            between 1 and the support examples, or task-level fast weights have no layer to go to.
+        TypeError: the targets are not integer labels.
+        ValueError: there are fewer examples than classes, labels, where they are known, do not fit the model's outputs
+            or lack a class, `samples` is not between 1 and the support examples, or task-level fast weights have no
+            layer to go to.
 
     >>> model = AugmentedConv(2, features=2, convolutions=1, key_features=3)
     >>> support = Batch(jnp.ones((2, 4, 4, 1)), jnp.arange(2))
@@ -106,6 +109,11 @@ def memorise(
     ((2, 3), (2, 3, 2))
     """
     check_batch("support", support, model.outputs)
+    check_labels(support)
+    if len(support.y) < model.outputs:
+        raise ValueError(
+            f"support holds {len(support.y)} examples, fewer than the model's outputs={model.outputs} classes"
+        )
     if samples is not None and not 1 <= samples <= len(support.y):
         raise ValueError(f"samples must be between 1 and the {len(support.y)} support examples, but is {samples}")
     if task_level and model.fast_layers == 1:
@@ -204,6 +212,7 @@ def metanet(
         A `MetaLearner` whose meta-parameters are a `MetaNetParams`. Metrics: `loss`, `accuracy`.
 
     Raises:
+        TypeError: as `memorise`.
         ValueError: `hidden` is less than 1, the model has fewer layers than `fast_layers`, or as `memorise`.
 
     >>> learner = metanet(AugmentedConv(5, features=4), hidden=8)
@@ -217,6 +226,7 @@ def metanet(
 
     def init(key: jax.Array, episode: Episode) -> MetaNetParams:
         check_episode(episode, ways=model.outputs)
+        check_labels(episode.support)
         keys = jax.random.split(key, 4)
         base, representation = (model.init(k, episode.support.x) for k in keys[:2])
         return MetaNetParams(base, representation, init_example(keys[2], hidden), init_task(keys[3], hidden))
