@@ -93,6 +93,12 @@ def check_episode(episode: Episode, *, ways: int | None = None) -> None:
         )
 
 
+def are_classes(labels: jax.Array, ways: int) -> jax.Array:
+    """Which labels are in [0, ways), told in 32 bits: eight may not hold the number of ways."""
+    labels = labels.astype(jnp.promote_types(labels.dtype, jnp.int32))
+    return (labels >= 0) & (labels < ways)
+
+
 def check_is_episode(episode: Any, name: str = "episode") -> None:
     """Raises if what is given for an episode is something else, such as a pair."""
     if not isinstance(episode, Episode):
@@ -132,6 +138,8 @@ def _kind(value: Any) -> str:
 def _check_labels(name: str, labels: jax.Array, ways: int | None) -> None:
     if labels.ndim != 1:
         raise ValueError(f"{name}.y holds integer labels, so its shape must be [n], but is {labels.shape}")
+    if name == "support" and ways is not None and len(labels) < ways:
+        raise ValueError(f"ways={ways}, but the support set has {len(labels)} examples")
     if ways is None or labels.size == 0 or isinstance(labels, Tracer):
         return
     known = np.asarray(labels)  # with JAX's own operations, values known inside a trace would become unknown

@@ -157,6 +157,15 @@ def descended(params: Params) -> Params:
     return jax.tree.map(lambda node: optax.MaskedNode() if _is_carried(node) else node, params, is_leaf=_is_carried)
 
 
+def carried(params: Params) -> list[Any]:
+    """The values of all parts of meta-parameters that are `Carried`.
+
+    >>> carried({"weights": 1.0, "memory": Carried(2.0)})
+    [2.0]
+    """
+    return [node.value for node in jax.tree.leaves(params, is_leaf=_is_carried) if isinstance(node, Carried)]
+
+
 def outer_step(
     optimizer: optax.GradientTransformation,
     params: Params,

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmeta.episode import is_classification
+from jaxmeta.episode import are_classes, is_classification
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -31,7 +31,7 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """
     _check_pair(logits, labels, integer=True)
     # Indexing would take -1 for the last class, and give an unknown class the gradient of no class.
-    known = jnp.where((labels >= 0) & (labels < logits.shape[-1]), 1.0, jnp.nan).astype(logits.dtype)
+    known = jnp.where(are_classes(labels, logits.shape[-1]), 1.0, jnp.nan).astype(logits.dtype)
     return (known * optax.softmax_cross_entropy_with_integer_labels(logits, labels)).mean()
 
 

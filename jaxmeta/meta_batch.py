@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from jaxmeta._memory import peak_bytes
+from jaxmeta._precision import wide
 from jaxmeta.episode import Batch, Episode, is_classification
 from jaxmeta.learner import MetaLearner, Metrics, Params, check_parts
 
@@ -49,9 +50,9 @@ def batch_meta_grad(
         chunk: tasks that a device maps at once; a divisor of its share. None chooses: on accelerators all of
             them; on CPU as many as keep the chunk's live memory near 2 MiB, which is all of them for a small MLP
             and one at a time for a convolutional network.
-        devices: how many of `jax.devices()` to divide the tasks among; a divisor of their number. None for the
-            most that divide it; but for one on CPU where all tasks together are so small that one chunk holds them,
-            as then the exchange costs more than it saves.
+        devices: how many of `jax.devices()` to divide the tasks among; a divisor of their number. Arrays that
+            `jax.device_put` has bound to one device want 1. None for the most that divide it; but for one on CPU where
+            all tasks together are so small that one chunk holds them, as then the exchange costs more than it saves.
 
     Returns:
         `(grads, metrics)`, each averaged over the tasks.
@@ -100,11 +101,6 @@ def batch_meta_grad(
     # check_vma=False: with the check, the inner gradients of replicated parameters would be summed over devices.
     divided = jax.shard_map(share_mean, mesh=mesh, in_specs=(P(), P("tasks")), out_specs=P(), check_vma=False)
     return narrow(divided(params, parts))
-
-
-def wide(dtype: Any) -> Any:
-    """The type to add many numbers of a type in: with 16 bits, a sum would depend on how it is divided."""
-    return jnp.promote_types(dtype, jnp.float32) if jnp.issubdtype(dtype, jnp.floating) else dtype
 
 
 def _sum_tasks(leaf: jax.Array) -> jax.Array:

@@ -99,6 +99,15 @@ def test_what_is_carried_is_no_gradient() -> None:
     np.testing.assert_allclose(found, (-1, 1, 2), rtol=1e-5)
 
 
+def test_gradients_of_sixteen_bits_are_compared_in_more() -> None:
+    scaled = lambda scale: lambda p, e, k: (scale * p, {"loss": jnp.zeros(())})  # noqa: E731
+    params = jnp.full(400, 4096.0, jnp.float16)  # the norm, 81,920, has no float16
+    estimators = {"maml": scaled(1), "other": scaled(1.25)}
+    rows = analysis.compare(estimators, params, batch(), jax.random.key(0), repeats=0)
+    found = [(row.cosine, row.norm_ratio, row.relative_error) for row in rows]
+    np.testing.assert_allclose(found, [(1, 1, 0), (1, 1.25, 0.25)], rtol=1e-3, atol=1e-6)
+
+
 def test_a_picture_of_it(tmp_path: Path) -> None:
     row = analysis.EstimatorRow("maml", 1.0, 1.0, 0.0, 0.5, 1e6, 1000, 0.1, 0.01, ())
     analysis.plot_comparison(tmp_path / "a.png", [row, row._replace(name="fomaml")], "two")

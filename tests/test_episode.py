@@ -26,6 +26,7 @@ def test_a_good_episode_passes_inside_and_outside_jit() -> None:
         ((batch(), batch(labels=[0.5] * 4)), TypeError, "support.y and query.y must both be integer"),
         ((batch(), batch(labels=[0, 1, 2, 1])), ValueError, r"ways=2, so query.y must lie in \[0, 2\), but .* 0..2"),
         ((batch(labels=[1, 1, 1, 1]), batch()), ValueError, "ways=2, but the support set has 1 distinct labels"),
+        ((Batch(jnp.ones((0, 3)), jnp.zeros(0, int)), batch()), ValueError, "ways=2, but the support set has 0 exam"),
         ((batch(), batch(labels=[0, -1, 1, 1])), ValueError, "query.y must lie in .* -1..1"),
         ((batch(labels=[[0], [1], [0], [1]]), batch()), ValueError, r"support.y .* must be \[n\], but is \(4, 1\)"),
         (((jnp.zeros(3), jnp.zeros(3)), batch()), TypeError, "support must be a jaxmeta.Batch.* but is a tuple"),

@@ -53,7 +53,11 @@ def small_classification(ways: int = 3):
     return Episode(*(Batch(jax.random.normal(key, (2 * ways, 5), jnp.float64), labels) for key in keys))
 
 
-@pytest.mark.parametrize("optimizer", [optax.sgd(0.05), optax.adam(0.05, eps_root=1e-8)], ids=["sgd", "adam"])
+@pytest.mark.parametrize(
+    "optimizer",
+    [optax.sgd(0.05), optax.adam(0.05, eps_root=1e-8), optax.contrib.schedule_free_sgd(0.05)],
+    ids=["sgd", "adam", "a state that holds parameters"],
+)
 def test_truncation_runs_from_first_order_to_exact(optimizer) -> None:
     loss_fn, params, episode = small_problem()
 

@@ -126,6 +126,18 @@ def test_bad_arguments_are_named(kwargs, message: str) -> None:
         evaluate(NEAREST, (), arguments.pop("source"), **arguments)
 
 
+def test_episodes_are_a_whole_number() -> None:
+    with pytest.raises(TypeError, match=r"episodes must be an int, but is 4\.0"):
+        evaluate(NEAREST, (), GLYPHS, episodes=4.0)  # pyright: ignore[reportArgumentType]
+
+
+def test_data_may_be_bound_to_any_device() -> None:
+    bound = GLYPHS._replace(data=jax.device_put(GLYPHS.data, jax.devices()[1]))
+    np.testing.assert_array_equal(
+        evaluate(NEAREST, (), bound, episodes=4).values, evaluate(NEAREST, (), GLYPHS, episodes=4).values
+    )
+
+
 def test_a_source_of_pairs_is_refused() -> None:
     pairs = GLYPHS._replace(sample=lambda data, key: tuple(GLYPHS.sample(data, key)))
     with pytest.raises(TypeError, match=r"episode must be a jaxmeta.Episode\(support, query\), but is a tuple"):

@@ -16,6 +16,7 @@ import pytest
 from helpers import assert_trees_close, assert_trees_equal, to_float64
 
 from jaxmeta import Episode, MetaLearner, batch_meta_grad, fit, losses, maml, nn, prototypical, tasks
+from jaxmeta.learner import Carried, Replacement
 from jaxmeta.training import load_params
 from jaxmeta.training._interrupt import held_interrupt
 
@@ -447,6 +448,30 @@ def test_a_run_that_fails_before_it_keeps_anything_leaves_its_folder_free(tmp_pa
 def test_bad_numbers_are_named(kwargs, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         train(**kwargs)
+
+
+def test_what_is_no_whole_number_or_cannot_be_written_is_named(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"meta_batch must be an int, but is 2\.0"):
+        train(steps=1, meta_batch=2.0)
+    for config in ({"x": float("nan")}, {"x": jnp.ones(2)}):
+        with pytest.raises((TypeError, ValueError), match=r"config and source\.info must be JSON-able, but are"):
+            train(steps=1, run_dir=tmp_path / "run", config=config)
+    with pytest.raises(TypeError, match=r"source\.info must be a dict .* but is None"):
+        fit(LEARNER, SOURCE._replace(info=None), OPTIMIZER, steps=1)  # pyright: ignore[reportArgumentType]
+    train(steps=np.int64(5), run_dir=tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["fit"]["steps"] == 5
+
+
+def test_what_is_carried_along_has_to_be_finite() -> None:
+    def meta_grad(params, episode, key):
+        del episode, key
+        return {"w": params["w"], "count": Replacement(params["count"].value * 1e30)}, {"loss": params["w"]}
+
+    learner = MetaLearner(
+        lambda key, episode: {"w": jnp.ones(()), "count": Carried(jnp.ones(()))}, meta_grad, lambda p, s, x, k: x
+    )
+    with pytest.raises(FloatingPointError, match="outer step 2: param_norm=nan"):
+        fit(learner, SOURCE, optax.sgd(0.1), steps=3, meta_batch=1, log_every=3, progress=False)
 
 
 def test_runs_that_are_not_there_are_named(tmp_path: Path) -> None:

@@ -176,6 +176,16 @@ def test_it_is_not_maml_s_gradient() -> None:
     assert float(optax.tree.norm(jax.tree.map(jnp.subtract, implicit, exact))) > 1e-3
 
 
+def test_the_residual_of_sixteen_bits_is_that_of_more() -> None:
+    def residual(dtype):
+        loss_fn = lambda w, target: jnp.sum((w - target) ** 2).astype(dtype)  # noqa: E731
+        episode = Episode(jnp.full(100, 9000.0, dtype) / 100, jnp.zeros(100, dtype))
+        args = {"optimizer": optax.sgd(0.01), "steps": 2, "proximal": 0.5, "solver_steps": 1}
+        return imaml_grad(loss_fn, jnp.full(100, -9000.0, dtype) / 100, episode, **args)[1]["inner_residual"]
+
+    np.testing.assert_allclose(residual(jnp.float16), residual(jnp.float32), rtol=2e-2)
+
+
 def test_the_factory_hands_its_solver_on() -> None:
     model = nn.MLP((4,), 1, activation=jnp.tanh)
     _, _, episode = regression_problem(jax.random.key(4))

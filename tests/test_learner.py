@@ -167,3 +167,9 @@ def test_a_label_that_is_no_class_makes_loss_and_gradient_nan(label: int) -> Non
     assert jnp.isnan(loss)
     assert jnp.isnan(grad[1]).all()
     assert jnp.isfinite(grad[0]).all()
+
+
+@pytest.mark.parametrize(("dtype", "outputs"), [(jnp.uint8, 256), (jnp.uint8, 300), (jnp.int8, 128)])
+def test_labels_of_eight_bits_may_be_of_more_classes_than_these_count(dtype, outputs: int) -> None:
+    labels = jnp.array([0, 127 if dtype == jnp.int8 else 255], dtype)
+    np.testing.assert_allclose(losses.cross_entropy(jnp.zeros((2, outputs)), labels), np.log(outputs), rtol=1e-6)

@@ -404,6 +404,8 @@ def test_clipping_by_norm_is_optaxs_and_has_a_derivative_at_zero() -> None:
     for scale in (0.1, 10.0):
         grads = {"a": scale * jnp.array([1.0, -2.0]), "b": scale * jnp.array(0.5)}
         assert_trees_close(ours.update(grads, None)[0], theirs.update(grads, optax.EmptyState())[0], rtol=1e-6)
+    halves, _ = ours.update(jnp.array([300.0, 400.0], jnp.float16), None)  # whose squares overflow
+    np.testing.assert_allclose(halves, [0.6, 0.8], rtol=2e-3)
     slope = jax.jacobian(lambda g: ours.update(g, None)[0])(jnp.zeros(3))
     np.testing.assert_array_equal(slope, jnp.eye(3))
     with pytest.raises(ValueError, match="max_norm must be positive, but is 0"):

@@ -309,9 +309,7 @@ def test_a_support_set_that_is_short_or_has_no_labels_is_named() -> None:
     support, query = episode()
     for kept in (0, 2):
         short = jax.tree.map(lambda leaf, kept=kept: leaf[:kept], support)
-        with pytest.raises(
-            ValueError, match=f"support holds {kept} examples, fewer than the model's outputs=3 classes"
-        ):
+        with pytest.raises(ValueError, match=f"ways=3, but the support set has {kept} examples"):
             jax.eval_shape(LEARNER.predict, loud(), short, query.x, jax.random.key(0))
     real = support._replace(y=support.y.astype(jnp.float32))
     with pytest.raises(TypeError, match="wants integer labels, but targets have dtype float32"):

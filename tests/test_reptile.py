@@ -1,5 +1,7 @@
 """Reptile's direction and its factory against hand-written loops."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -208,6 +210,14 @@ def test_minibatches_pass_through_the_data_before_repeating() -> None:
     for start in (0, 10):  # two whole passes, the third mini-batch straddling them
         assert sorted(indices.ravel()[start : start + 10]) == list(range(10))
     assert list(indices.ravel()[:10]) != list(indices.ravel()[10:])
+
+
+def test_minibatches_of_numpy_arrays_may_be_drawn_in_a_map() -> None:
+    data, keys = np.arange(6.0), jax.random.split(jax.random.key(0), 2)
+    draw = functools.partial(minibatches, batch=data, batch_size=3, steps=2)
+    np.testing.assert_array_equal(np.sort(jax.vmap(lambda key: draw(key))(keys).reshape(2, -1)), [data, data])
+    with pytest.raises(ValueError, match=r"batch must hold arrays \[n, \.\.\.\], but one has no axis"):
+        draw(keys[0], batch=np.float32(1))
 
 
 def test_minibatches_with_replacement_are_drawn_one_by_one() -> None:

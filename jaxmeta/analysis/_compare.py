@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import optax
 
+from jaxmeta._precision import widened
 from jaxmeta.analysis._inspect import inspect_compiled
 from jaxmeta.episode import Episode
 from jaxmeta.learner import MetaLearner, Metrics, Params, descended
@@ -159,6 +160,7 @@ def _distance(name: str, grads: Params, exact: Params) -> tuple[float, float, fl
             f"the gradients of {name!r} have the structure {jax.tree.structure(grads)}, and the reference's "
             f"{jax.tree.structure(exact)}: all estimators must differentiate the same parameters"
         )
+    grads, exact = widened(grads), widened(exact)
     norm, exact_norm = float(optax.tree.norm(grads)), float(optax.tree.norm(exact))
     if not norm or not exact_norm:
         return float("nan"), float("nan") if not exact_norm else 0.0, float("nan") if not exact_norm else 1.0

@@ -56,12 +56,15 @@ def minibatches(key: jax.Array, batch: Any, *, batch_size: int, steps: int, repl
         The same pytree with arrays `[steps, batch_size, ...]`.
 
     Raises:
-        ValueError: the arrays differ in length, or as `minibatch_indices`.
+        ValueError: the arrays differ in length, or one has no axis, or as `minibatch_indices`.
 
     >>> drawn = minibatches(jax.random.key(0), jnp.arange(6.0), batch_size=3, steps=2)
     >>> drawn.shape, sorted(drawn.ravel().tolist())
     ((2, 3), [0.0, 1.0, 2.0, 3.0, 4.0, 5.0])
     """
+    batch = jax.tree.map(jnp.asarray, batch)
+    if any(leaf.ndim == 0 for leaf in jax.tree.leaves(batch)):
+        raise ValueError("batch must hold arrays [n, ...], but one has no axis")
     sizes = sorted({leaf.shape[0] for leaf in jax.tree.leaves(batch)})
     if len(sizes) != 1:
         raise ValueError(f"batch must hold arrays of one length, but their lengths are {sizes}")

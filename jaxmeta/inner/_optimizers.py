@@ -8,6 +8,8 @@ import optax
 from jax.core import Tracer
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
+from jaxmeta._precision import widened
+
 _FOUND: dict[Any, str] = {}  # what is wrong with the optimisers that were asked about lately
 _MOST_FOUND = 128
 _LOOP = (
@@ -48,7 +50,7 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
 
     def clip(updates: Any, params: Any) -> Any:
         del params
-        square = sum(jnp.vdot(leaf, leaf) for leaf in jax.tree.leaves(updates))
+        square = sum(jnp.vdot(leaf, leaf) for leaf in jax.tree.leaves(widened(updates)))
         exceeds = square > max_norm**2
         # Where nothing is clipped the root is not taken, so that its derivative at zero does not come in.
         factor = jnp.where(exceeds, max_norm / jnp.sqrt(jnp.where(exceeds, square, 1.0)), 1.0)
@@ -81,6 +83,7 @@ def sgd(rates: Any, *, per_step: bool = False) -> optax.GradientTransformation:
         Li, Zhou, Chen, Li 2017, arXiv:1707.09835 (a rate for each weight); Antoniou, Edwards, Storkey 2019,
         arXiv:1810.09502 (one for each tensor and step).
     """
+    rates = jax.tree.map(jnp.asarray, rates)
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params

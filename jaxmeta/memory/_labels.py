@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 
-from jaxmeta.episode import Batch, is_classification
+from jaxmeta.episode import Batch, are_classes, is_classification
 
 Code = Literal["one_hot", "strings"]
 
@@ -53,7 +53,7 @@ class Words(NamedTuple):
 
     def _known(self, labels: jax.Array) -> jax.Array:
         """1 for labels of the episode's classes, NaN for others, for which indexing would take some other class."""
-        return jnp.where((labels >= 0) & (labels < len(self.letters)), 1.0, jnp.nan)
+        return jnp.where(are_classes(labels, len(self.letters)), 1.0, jnp.nan)
 
     def class_scores(self, outputs: jax.Array) -> jax.Array:
         """The log-probability of each class's word, `[n, ways]`."""

@@ -110,10 +110,6 @@ def memorise(
     """
     check_batch("support", support, model.outputs)
     check_labels(support)
-    if len(support.y) < model.outputs:
-        raise ValueError(
-            f"support holds {len(support.y)} examples, fewer than the model's outputs={model.outputs} classes"
-        )
     if samples is not None and not 1 <= samples <= len(support.y):
         raise ValueError(f"samples must be between 1 and the {len(support.y)} support examples, but is {samples}")
     if task_level and model.fast_layers == 1:

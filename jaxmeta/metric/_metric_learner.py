@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jaxmeta.episode import Batch, Episode, check_batch, check_inputs, check_is_episode, is_classification
+from jaxmeta.episode import Batch, Episode, are_classes, check_batch, check_inputs, check_is_episode, is_classification
 from jaxmeta.inner import check_varies_alike
 from jaxmeta.learner import Comparison, MetaLearner, Metrics, Model, Params
 from jaxmeta.losses import accuracy, cross_entropy
@@ -52,7 +52,7 @@ def metric_learner(
             log_probs = label_sum(found.log_kernel, found.labels, count_ways(episode.support, ways))
             labels = episode.query.y
             # Not every loss sees a label that is no class, and under `jax.jit` nobody can refuse it.
-            known = jnp.all((labels >= 0) & (labels < log_probs.shape[1]))
+            known = are_classes(labels, log_probs.shape[1]).all()
             value = loss(params, found, log_probs, episode) * jnp.where(known, 1.0, jnp.nan).astype(log_probs.dtype)
             check_varies_alike(value, params)
             return value, {"loss": value, "accuracy": accuracy(log_probs, labels)}

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import optax
 from jax.core import Tracer
 
+from jaxmeta._precision import wide_norm
 from jaxmeta.episode import Episode, check_is_episode
 from jaxmeta.inner import adapt, merge, partition
 from jaxmeta.learner import MetaLearner, Metrics, Model
@@ -116,8 +117,8 @@ def imaml_grad(
         for point in (theta, phi)
     )
     reports = {
-        "inner_residual": _ratio(optax.tree.norm(end), optax.tree.norm(start)),
-        "solver_residual": _ratio(optax.tree.norm(missing), optax.tree.norm(of_phi)),
+        "inner_residual": _ratio(wide_norm(end), wide_norm(start)),
+        "solver_residual": _ratio(wide_norm(missing), wide_norm(of_phi)),
         "solver_stopped": stopped,
     }
     return merge(v, of_psi), {**metrics, **reports}

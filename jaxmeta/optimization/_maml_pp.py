@@ -120,7 +120,7 @@ def maml_pp(
     adapts = mask_by_path(lambda path: norm is None or not any(part.startswith(norm) for part in path.split("/")))
 
     def at_step(params: Params, step: jax.Array) -> Params:
-        return jax.tree.map(lambda leaf, moves: leaf if moves else leaf[step], params, adapts(params))
+        return jax.tree.map(lambda leaf, moves: leaf if moves else jnp.asarray(leaf)[step], params, adapts(params))
 
     def init(key: jax.Array, episode: Episode) -> MamlPPParams:
         start = init_model(model, key, episode)

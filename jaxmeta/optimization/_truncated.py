@@ -22,6 +22,7 @@ from jaxmeta.inner import Hvp, Remat, adapt, check_differentiable, check_inner_l
 from jaxmeta.learner import MetaLearner, Metrics, Model
 from jaxmeta.losses import cross_entropy
 from jaxmeta.optimization._gradient_learner import gradient_learner, with_metrics
+from jaxmeta.optimization._maml import maml_grad
 
 
 def truncated_maml_grad(
@@ -46,7 +47,8 @@ def truncated_maml_grad(
         loss_fn: `(params, batch) -> scalar`, or `-> (scalar, metrics)` with `has_aux`.
         params: the initialisation theta, any pytree of floating-point arrays.
         episode: as for `maml_grad`.
-        optimizer: the inner optimiser, whose state goes on from the first steps to the last.
+        optimizer: the inner optimiser, whose state goes on from the first steps to the last, as a constant: so is what
+            it holds of theta, as that of schedule-free SGD does, where m < K.
         steps: inner steps K.
         backprop_steps: the last m of them, which are differentiated through; in [0, steps].
         minibatched: `episode.support` has a leading axis of length `steps`, one slice a step.
@@ -79,6 +81,19 @@ def truncated_maml_grad(
     if not 0 <= backprop_steps <= steps:
         raise ValueError(f"backprop_steps must lie in [0, {steps}], the inner steps, but is {backprop_steps}")
     check_minibatches(episode.support, steps, minibatched)
+    if backprop_steps == steps:
+        return maml_grad(
+            loss_fn,
+            params,
+            episode,
+            optimizer=optimizer,
+            steps=steps,
+            minibatched=minibatched,
+            mask=mask,
+            has_aux=has_aux,
+            hvp=hvp,
+            remat=remat,
+        )
     evaluate = with_metrics(loss_fn, has_aux)
     inner = functools.partial(
         adapt,

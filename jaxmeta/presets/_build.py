@@ -175,7 +175,7 @@ def estimators(settings: Settings) -> tuple[dict[str, MetaLearner], tasks.Source
     inner = optax.sgd(settings.inner_lr)
     shared = {"inner_optimizer": inner, "steps": steps, "loss": loss}
     found = {"maml": maml(model, **shared), "fomaml": fomaml(model, **shared)}
-    for m in sorted({1, steps // 2} - {0, steps}):
+    for m in sorted(m for m in {1, steps // 2} if 0 < m < steps):
         found[f"truncated_{m}"] = truncated_maml(model, backprop_steps=m, **shared)
     if steps:
         found["reptile"] = reptile(model, inner_lr=settings.inner_lr, **shared)

@@ -1,6 +1,7 @@
 """What training and evaluation ask of their arguments before they begin, and training of numbers as they come."""
 
 import math
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,8 @@ from jaxmeta.learner import Params, check_parts
 def check_source(source: Any) -> None:
     """Raises if a distribution of episodes is none."""
     check_parts("source", source, ("sample",), "a tasks.Source(sample, data, info)")
+    if not isinstance(source.info, Mapping):
+        raise TypeError(f"source.info must be a dict of what describes the source, but is {source.info!r}")
 
 
 def check_like(params: Params, initial: Params) -> None:
@@ -29,14 +32,22 @@ def check_like(params: Params, initial: Params) -> None:
             raise ValueError(f"params{keystr(path)} must have shape {jnp.shape(wanted)}, but has {jnp.shape(leaf)}")
 
 
-def check_numbers(steps: int, meta_batch: int, log_every: int, checkpoint_every: int) -> None:
+def check_numbers(steps: int, meta_batch: int, log_every: int, checkpoint_every: int) -> tuple[int, int, int, int]:
     """Raises if a number of steps or tasks is none, or checkpoints do not fall on the end of a window."""
     numbers = {"steps": steps, "meta_batch": meta_batch, "log_every": log_every, "checkpoint_every": checkpoint_every}
     for name, value in numbers.items():
-        if value < 1:
+        if check_int(name, value) < 1:
             raise ValueError(f"{name} must be 1 or more, but is {value}")
     if math.gcd(checkpoint_every, log_every) != log_every:
         raise ValueError(f"checkpoint_every={checkpoint_every} must be a multiple of log_every={log_every}")
+    return int(steps), int(meta_batch), int(log_every), int(checkpoint_every)
+
+
+def check_int(name: str, value: Any) -> int:
+    """The number as an int; raises if it is none."""
+    if not hasattr(value, "__index__") or isinstance(value, bool):
+        raise TypeError(f"{name} must be an int, but is {value!r}")
+    return operator.index(value)
 
 
 def check_metrics(metrics: dict[str, np.ndarray], first: int) -> None:

@@ -15,12 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from jaxmeta.episode import Episode, check_is_episode, is_classification
+from jaxmeta.episode import Episode, are_classes, check_is_episode, is_classification
 from jaxmeta.learner import MetaLearner, Params, check_parts
 from jaxmeta.losses import score
 from jaxmeta.meta_batch import count_tasks, divide
 from jaxmeta.tasks import Source
-from jaxmeta.training._checks import check_source
+from jaxmeta.training._checks import check_int, check_source
 from jaxmeta.training._run import unbound
 
 QueryMode = Literal["transductive", "inductive"]
@@ -109,6 +109,7 @@ def evaluate(
     """
     check_parts("learner", learner, ("predict",), "a MetaLearner")
     check_source(source)
+    episodes = check_int("episodes", episodes)
     if episodes < 2:
         raise ValueError(f"episodes must be 2 or more for an interval, but is {episodes}")
     if chunk is not None and chunk < 1:
@@ -190,6 +191,7 @@ def _judge(
         check_is_episode(block)
         if block.query.x.shape[1] == 0:
             raise ValueError("the episodes have no queries to judge by: give them 1 or more")
+        block = unbound(block)  # from the device that its source's data may be bound to
         for leaf in jax.tree.leaves(block):
             digest.update(np.asarray(leaf).tobytes())
         metric = "accuracy" if is_classification(block.query.y) else "mse"
@@ -243,7 +245,7 @@ def _scores(
         beyond = 0
         if is_classification(targets):
             labels = jnp.concatenate([episode.support.y, targets])
-            beyond = path.shape[-1] * ((labels.min() < 0) | (labels.max() >= path.shape[-1]))
+            beyond = path.shape[-1] * ~are_classes(labels, path.shape[-1]).all()
         return jax.vmap(lambda predictions: _score(predictions, targets))(path), jnp.asarray(beyond, int)
 
     def share(params: Params, block: Episode, keys: jax.Array) -> tuple[jax.Array, jax.Array]:

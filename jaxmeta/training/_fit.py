@@ -21,8 +21,9 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxmeta._memory import peak_bytes
-from jaxmeta.learner import MetaLearner, Params, check_parts, descended, outer_step
-from jaxmeta.meta_batch import batch_meta_grad, divide, wide
+from jaxmeta._precision import wide_norm
+from jaxmeta.learner import MetaLearner, Params, carried, check_parts, descended, outer_step
+from jaxmeta.meta_batch import batch_meta_grad, divide
 from jaxmeta.tasks import Source
 from jaxmeta.training import _run
 from jaxmeta.training._checks import check_like, check_metrics, check_numbers, check_source, validation_metrics
@@ -86,7 +87,9 @@ def fit(
             the source in either case, and raises if the two do not fit.
         run_dir: folder for configuration, metrics and checkpoints; None to keep nothing. A run that fails before it
             has kept anything leaves it empty.
-        resume: continue the run in `run_dir` from its newest checkpoint; from the start where there is none yet.
+        resume: continue the run in `run_dir` from its newest checkpoint, whatever `params` are; from the start where
+            there is none yet. That it is the same run is told by the numbers here, `source.info` and `config`: a
+            learner's or an optimiser's own settings belong into the last.
         config: more to record in `config.json`, JSON-able; a resumed run must bring the same.
         log_every: outer steps in one dispatch, and in one line of metrics.
         checkpoint_every: outer steps between checkpoints, a multiple of `log_every`. The last step is always
@@ -107,7 +110,8 @@ def fit(
         FloatingPointError: a metric, the meta-gradient or a meta-parameter is not finite, or a number of `validate`'s.
             Checkpoints before that step stay.
         KeyboardInterrupt: after Ctrl-C; with a `run_dir`, once what was done is saved.
-        TypeError: `learner`, `source` or `optimizer` is of another kind, or `validate` or what it returns.
+        TypeError: `learner`, `source` or `optimizer` is of another kind, a number is no int, or `validate` or what it
+            returns is of another kind; or what `config.json` is to hold is not JSON-able.
         ValueError: a number is out of range, a resumed run brings another configuration, `resume` has no `run_dir`,
             the episodes or `params` do not fit the learner, or a metric of the learner or of `validate` has a name
             that is taken.
@@ -123,7 +127,9 @@ def fit(
     check_parts("optimizer", optimizer, ("init", "update"), "an Optax transformation, such as optax.adam(1e-3)")
     if validate is not None and not callable(validate):
         raise TypeError(f"validate must be a function (step, params) -> metrics, but is {validate!r}")
-    check_numbers(steps, meta_batch, log_every, checkpoint_every if run_dir is not None else log_every)
+    steps, meta_batch, log_every, checkpoint_every = check_numbers(
+        steps, meta_batch, log_every, checkpoint_every if run_dir is not None else log_every
+    )
     if resume and run_dir is None:
         raise ValueError("resume=True wants the run_dir to resume from, but it is None")
     init_key, train_key = jax.random.split(jax.random.key(seed))
@@ -266,12 +272,14 @@ def _window(
         if taken := sorted(metrics.keys() & _OWN_METRICS):
             raise ValueError(f"metrics of the learner must not be called {taken}, which training records by itself")
         params, opt_state = outer_step(optimizer, state.params, grads, state.opt_state, value=metrics.get("loss"))
-        norms = {"grad_norm": _norm(descended(grads)), "param_norm": _norm(descended(params))}
+        norms = {"grad_norm": wide_norm(descended(grads)), "param_norm": _param_norm(params)}
         return TrainState(params, opt_state), {**metrics, **norms}
 
     return jax.lax.scan(train_step, state, jax.vmap(draw)(steps) if ahead else steps)
 
 
-def _norm(tree: Any) -> jax.Array:
-    """The Euclidean norm of all leaves together, in 32 bits at least, since 16 would overflow."""
-    return optax.tree.norm(jax.tree.map(lambda leaf: leaf.astype(wide(leaf.dtype)), tree))
+def _param_norm(params: Params) -> jax.Array:
+    """The norm of what is descended; NaN where anything that is carried along is not finite."""
+    finite = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(carried(params))]
+    norm = wide_norm(descended(params))
+    return jnp.where(jnp.stack(finite).all(), norm, jnp.nan) if finite else norm

@@ -44,7 +44,10 @@ def start_run(run_dir: Path, config: Mapping[str, Any], *, resume: bool) -> None
         PermissionError: the folder cannot be written.
         ValueError: the folder's run was asked for with another configuration.
     """
-    asked = {**json.loads(json.dumps(config)), "versions": versions()}
+    try:
+        asked = {**json.loads(json.dumps(config, allow_nan=False)), "versions": versions()}
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"config and source.info must be JSON-able, but are {config}: {error}") from error
     path = run_dir / "config.json"
     check_free(run_dir, resume=resume)
     if run_dir.is_dir() and any(run_dir.iterdir()):

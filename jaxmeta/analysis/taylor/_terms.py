@@ -162,7 +162,7 @@ def terms(loss_fn: LossFn, params: Any, batches: Any, *, order: int = 1) -> dict
     >>> {word: float(value) for word, value in found.items() if word.startswith("H")}
     {'Hg:ab': 3.0, 'Hg:aa': 7.0, 'HHg:aab': 3.0, 'HHg:aba': 12.0, 'HHg:abb': 12.0, 'HHg:aaa': 23.0}
     """
-    n = pool_length(batches)
+    n, batches = pool_length(batches), jax.tree.map(jnp.asarray, batches)
     if order not in (0, 1, 2):
         raise ValueError(f"order must be 0, 1 or 2, but is {order}")
     found = {"g": avg_grad(loss_fn, params, batches)}
