@@ -94,7 +94,11 @@ def check_episode(episode: Episode, *, ways: int | None = None) -> None:
 
 
 def are_classes(labels: jax.Array, ways: int) -> jax.Array:
-    """Which labels are in [0, ways), told in 32 bits: eight may not hold the number of ways."""
+    """Which labels are in [0, ways), told in 32 bits: eight may not hold the number of ways.
+
+    >>> are_classes(jnp.array([0, 3, -1]), 3).tolist()
+    [True, False, False]
+    """
     labels = labels.astype(jnp.promote_types(labels.dtype, jnp.int32))
     return (labels >= 0) & (labels < ways)
 
