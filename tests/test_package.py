@@ -95,6 +95,7 @@ def test_imports_run_one_way(path: Path) -> None:
         "episode",
         "losses",
         "_memory",
+        "_precision",
         "learner",
         "meta_batch",
         "inner",
