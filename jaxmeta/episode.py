@@ -96,6 +96,10 @@ def check_episode(episode: Episode, *, ways: int | None = None) -> None:
 def are_classes(labels: jax.Array, ways: int) -> jax.Array:
     """Which labels are in [0, ways), told in 32 bits: eight may not hold the number of ways.
 
+    Args:
+        labels: integers, any shape.
+        ways: classes in the episode.
+
     >>> are_classes(jnp.array([0, 3, -1]), 3).tolist()
     [True, False, False]
     """
