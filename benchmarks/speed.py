@@ -58,8 +58,7 @@ def ours(form: str, queries: int, steps: int) -> dict[str, Any]:
     factories = {"maml": maml, "fomaml": fomaml, **({"reverse": reverse} if steps > 1 else {})}
     compiled = {name: step(model, episodes, factory, steps) for name, factory in factories.items()}
     product, flops = matmul()
-    runs = {**{name: run for name, (run, _) in compiled.items()}, "matmul": product}
-    seconds = in_turns(runs, REPEATS)
+    seconds = in_turns({name: run for name, (run, _) in compiled.items()} | {"matmul": product}, REPEATS)
     peak, found = flops / seconds["matmul"], compiled["maml"][1]
     k_r = steps / queries
     bound = seconds["fomaml"] * (9 * k_r + 3) / (3 * k_r + 3)

@@ -5,6 +5,7 @@ grads, metrics    <- meta_grad(params, episode, key)
 predictions       <- predict(params, support, query_x, key)
 """
 
+import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -146,6 +147,19 @@ def check_parts(name: str, given: Any, parts: tuple[str, ...], kind: str) -> Non
     """
     if not all(callable(getattr(given, part, None)) for part in parts):
         raise TypeError(f"{name} must be {kind}, with {' and '.join(parts)}, but is of type {type(given).__name__}")
+
+
+def check_int(name: str, given: Any) -> int:
+    """An argument of that name as an int; raises if it is none.
+
+    >>> check_int("steps", 2.0)
+    Traceback (most recent call last):
+      ...
+    TypeError: steps must be an int, but is 2.0
+    """
+    if not hasattr(given, "__index__") or isinstance(given, bool):
+        raise TypeError(f"{name} must be an int, but is {given!r}")
+    return operator.index(given)
 
 
 def descended(params: Params) -> Params:

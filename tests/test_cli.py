@@ -509,3 +509,9 @@ def test_every_command_sets_jax_up_first(monkeypatch, words: str) -> None:
     monkeypatch.setattr(_commands, "set_up_jax", reach)
     with pytest.raises(Reached):
         run(*words.split())
+
+
+def test_without_inner_steps_nothing_is_truncated() -> None:
+    settings = presets.settings("maml", "glyphs")
+    names = {steps: set(presets.estimators(dataclasses.replace(settings, inner_steps=steps))[0]) for steps in (0, 4)}
+    assert names[4] - names[0] == {"truncated_1", "truncated_2", "reptile"}

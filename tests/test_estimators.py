@@ -303,7 +303,10 @@ def test_maml_pp_wants_to_know_what_normalises() -> None:
     episode = small_classification()
     with pytest.raises(ValueError, match="norm='norm_' begins no component"):
         maml_pp(nn.MLP((4,), 3)).init(KEY, episode)
-    meta = maml_pp(nn.MLP((4,), 3), norm=None).init(KEY, episode)
+    learner = maml_pp(nn.MLP((4,), 3), norm=None)
+    meta = learner.init(KEY, episode)
+    args = episode.support, episode.query.x, KEY
+    np.testing.assert_array_equal(learner.predict(jax.device_get(meta), *args), learner.predict(meta, *args))
     assert meta.params["params"]["head"]["kernel"].shape == (4, 3)
 
 
@@ -314,6 +317,8 @@ def test_steps_beyond_the_rates_are_not_a_number() -> None:
         update, state = optimizer.update(jnp.array(1.0), state)
         found.append(float(update))
     np.testing.assert_array_equal(found, [-0.1, -0.2, np.nan])
+    given = sgd(np.array([0.1, 0.2]), per_step=True)
+    np.testing.assert_array_equal(given.update(jnp.array(1.0), jnp.array(1))[0], found[1])
 
 
 def test_rates_that_are_no_tree_of_arrays_behave_like_optax_s_sgd() -> None:

@@ -67,7 +67,7 @@ def test_terms_are_the_means_they_name() -> None:
     for a, b, c in itertools.product(range(4), repeat=3):
         sums[word_of("HHg", a, b, c)].append(hessians[a] @ hessians[b] @ grads[c])
         sums[word_of("T", a, b, c)].append(thirds[a] @ grads[b] @ grads[c])
-    found = jax.jit(lambda w: taylor.terms(loss, w, pool, order=2))(w)
+    found = jax.jit(lambda w: taylor.terms(loss, w, jax.device_get(pool), order=2))(w)
     found = {word: found[word] for words in WORDS for word in words}
     assert len(found) == 12
     np.testing.assert_allclose(found["g"], np.mean(grads, 0), rtol=1e-12)

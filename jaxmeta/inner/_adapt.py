@@ -25,6 +25,7 @@ import optax
 from jaxmeta.inner._partition import merge, partition
 from jaxmeta.inner._remat import Remat, choose_levels, scan
 from jaxmeta.inner._second_order import Hvp, value_and_grad
+from jaxmeta.learner import check_int
 
 
 class Adapted(NamedTuple):
@@ -83,9 +84,10 @@ def adapt(
             not linear in it. The result can be differentiated in reverse any number of times, and forward after that
             (`jax.hessian`), but not forward at once: for `jax.jvp` and `jax.jacfwd` take `"reverse_over_reverse"`,
             which is as JAX does on its own: it keeps every step's intermediates, and with few steps may be faster for
-            it, a max-pooling Conv4 with K = 5 by a quarter on CPU. Take that too for a loss with a hand-written
-            derivative that is no true gradient, as of a straight-through estimator, a spiking unit, reversed or clipped
-            gradients. None for the first from two steps on, and the second with one, where it keeps as little.
+            it, a max-pooling Conv4 with K = 5 by a quarter on CPU (`benchmarks/peers/compare_peers.py`). Take that too
+            for a loss with a hand-written derivative that is no true gradient, as of a straight-through estimator, a
+            spiking unit, reversed or clipped gradients. None for the first from two steps on, and the second with one,
+            where it keeps as little.
         remat: levels of checkpoints. 0 keeps every step's residuals; 1 runs each step again; 2 runs segments of
             sqrt(K) steps again, and n keeps about n K^(1/n) inner states. `"auto"`: the fewest with which what is
             kept takes no more memory than one step does on its own.
@@ -171,9 +173,7 @@ def _path(params: Any, moved: Any, staying: Any, steps: int) -> Any:
 
 def check_inner_loop(optimizer: Any, steps: int, name: str = "steps", least: int = 0) -> None:
     """Raises if an inner loop could not run: `steps` is too few, or `optimizer` is no Optax transformation."""
-    if not hasattr(steps, "__index__") or isinstance(steps, bool):
-        raise TypeError(f"{name} must be an int, but is {steps!r}")
-    if steps < least:
+    if check_int(name, steps) < least:
         raise ValueError(f"{name} must be {least} or more, but is {steps}")
     if not callable(getattr(optimizer, "init", None)) or not callable(getattr(optimizer, "update", None)):
         raise TypeError(

@@ -27,13 +27,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-# Added to squared norms: a zeroed row is like no key, and has a gradient.
+from jaxmeta._precision import widened
+
+# Added to squared norms: a zeroed row is like no key, and has a gradient. In 16 bits it would be lost.
 _EPSILON = 1e-8
-
-
-def _wide(x: jax.Array) -> jax.Array:
-    """In 32 bits at least, where `_EPSILON` is not lost."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _shape(name: str, array: jax.Array, axes: str) -> tuple[int, ...]:
@@ -107,7 +104,7 @@ def cosine(keys: jax.Array, memory: jax.Array) -> jax.Array:
     [[1.0, 0.0, 0.0]]
     """
     dtype = jnp.result_type(keys, memory, 1.0)
-    keys, memory = _wide(keys), _wide(memory)
+    keys, memory = widened((keys, memory))
     inverse_key, inverse_row = (jax.lax.rsqrt((v * v).sum(-1) + _EPSILON) for v in (keys, memory))
     return (jnp.einsum("hw,sw->hs", keys, memory) * inverse_key[:, None] * inverse_row[None, :]).astype(dtype)
 
@@ -216,7 +213,7 @@ def address(weights: jax.Array, memory: jax.Array, heads: NTMHeads) -> jax.Array
     mixed = heads.gate[:, None] * content + (1 - heads.gate[:, None]) * weights
     moved = sum(heads.shift[:, i, None] * jnp.roll(mixed, i - 1, axis=-1) for i in range(3))
     # moved ** sharpness over its sum, where the powers themselves can be too small for a float.
-    return jax.nn.softmax(heads.sharpness[:, None] * jnp.log(_wide(jnp.asarray(moved)) + _EPSILON)).astype(mixed.dtype)
+    return jax.nn.softmax(heads.sharpness[:, None] * jnp.log(widened(moved) + _EPSILON)).astype(mixed.dtype)
 
 
 def ntm_step(

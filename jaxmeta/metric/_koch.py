@@ -79,8 +79,8 @@ class KochTwin(fnn.Module):
 class SmallTwin(fnn.Module):
     """A twin for small images: four 3x3 convolutions, the first two pooled, and sigmoid units, all batch-normalised.
 
-    Koch's network has no normalisation. This one learns faster, and sees the rest of its batch.
-    Like Koch's it compares where strokes are: 7x7 positions of a 28x28 image, where Koch's has 6x6 of 105x105.
+    Koch's network has no normalisation; this one sees the rest of its batch. Like Koch's it compares where strokes
+    are: at 7x7 positions of a 28x28 image, where Koch's has 6x6 of 105x105.
 
     Attributes:
         features: channels of each convolution.

@@ -19,7 +19,6 @@ After a ReLU they lie in [0, 1], and it is e / (e + N - 1): 0.405 and 0.125. Tra
 0.1 mends it. The loss is -log P: P is normalised already, and no softmax is taken of it again.
 """
 
-import operator
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -28,7 +27,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmeta.episode import Batch, Episode
-from jaxmeta.learner import Comparison, MetaLearner, Model, Params
+from jaxmeta.learner import Comparison, MetaLearner, Model, Params, check_int
 from jaxmeta.metric._kernels import check_temperature, cosine_similarity
 from jaxmeta.metric._metric_learner import check_vectors, embed_together, metric_learner, negative_log_likelihood
 from jaxmeta.nn import lstm_update
@@ -117,7 +116,7 @@ def matching_fce(
         Vinyals, Blundell, Lillicrap, Kavukcuoglu, Wierstra 2016, arXiv:1606.04080, section 2.1.2 and appendix A.
     """
     check_temperature(temperature)
-    read_steps = operator.index(read_steps)
+    read_steps = check_int("read_steps", read_steps)
     if read_steps < 0:
         raise ValueError(f"read_steps must be 0 or more, but is {read_steps}")
     context: Any = FullContext(read_steps)

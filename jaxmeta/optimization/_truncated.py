@@ -22,7 +22,6 @@ from jaxmeta.inner import Hvp, Remat, adapt, check_differentiable, check_inner_l
 from jaxmeta.learner import MetaLearner, Metrics, Model
 from jaxmeta.losses import cross_entropy
 from jaxmeta.optimization._gradient_learner import gradient_learner, with_metrics
-from jaxmeta.optimization._maml import maml_grad
 
 
 def truncated_maml_grad(
@@ -81,19 +80,6 @@ def truncated_maml_grad(
     if not 0 <= backprop_steps <= steps:
         raise ValueError(f"backprop_steps must lie in [0, {steps}], the inner steps, but is {backprop_steps}")
     check_minibatches(episode.support, steps, minibatched)
-    if backprop_steps == steps:
-        return maml_grad(
-            loss_fn,
-            params,
-            episode,
-            optimizer=optimizer,
-            steps=steps,
-            minibatched=minibatched,
-            mask=mask,
-            has_aux=has_aux,
-            hvp=hvp,
-            remat=remat,
-        )
     evaluate = with_metrics(loss_fn, has_aux)
     inner = functools.partial(
         adapt,
@@ -108,13 +94,13 @@ def truncated_maml_grad(
         return jax.tree.map(lambda leaf: leaf[which], episode.support) if minibatched else episode.support
 
     start = inner(params, part(slice(None, first)), steps=first)
+    state = start.opt_state if first else None  # with no steps before, it is made of theta inside the derivative
     if backprop_steps:
         check_differentiable(optimizer, partition(params, mask)[0])
 
     def outer(params: Any) -> tuple[jax.Array, Metrics]:
-        adapted = inner(
-            params, part(slice(first, None)), steps=backprop_steps, opt_state=start.opt_state, hvp=hvp, remat=remat
-        )
+        last = part(slice(first, None))
+        adapted = inner(params, last, steps=backprop_steps, opt_state=state, hvp=hvp, remat=remat)
         return evaluate(adapted.params, episode.query)
 
     (_, metrics), grads = jax.value_and_grad(outer, has_aux=True)(start.params)

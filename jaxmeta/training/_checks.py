@@ -1,7 +1,6 @@
 """What training and evaluation ask of their arguments before they begin, and training of numbers as they come."""
 
 import math
-import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import keystr, tree_leaves_with_path
 
-from jaxmeta.learner import Params, check_parts
+from jaxmeta.learner import Params, check_int, check_parts
 
 
 def check_source(source: Any) -> None:
@@ -41,13 +40,6 @@ def check_numbers(steps: int, meta_batch: int, log_every: int, checkpoint_every:
     if math.gcd(checkpoint_every, log_every) != log_every:
         raise ValueError(f"checkpoint_every={checkpoint_every} must be a multiple of log_every={log_every}")
     return int(steps), int(meta_batch), int(log_every), int(checkpoint_every)
-
-
-def check_int(name: str, value: Any) -> int:
-    """The number as an int; raises if it is none."""
-    if not hasattr(value, "__index__") or isinstance(value, bool):
-        raise TypeError(f"{name} must be an int, but is {value!r}")
-    return operator.index(value)
 
 
 def check_metrics(metrics: dict[str, np.ndarray], first: int) -> None:

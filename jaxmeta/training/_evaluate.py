@@ -16,11 +16,11 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from jaxmeta.episode import Episode, are_classes, check_is_episode, is_classification
-from jaxmeta.learner import MetaLearner, Params, check_parts
+from jaxmeta.learner import MetaLearner, Params, check_int, check_parts
 from jaxmeta.losses import score
 from jaxmeta.meta_batch import count_tasks, divide
 from jaxmeta.tasks import Source
-from jaxmeta.training._checks import check_int, check_source
+from jaxmeta.training._checks import check_source
 from jaxmeta.training._run import unbound
 
 QueryMode = Literal["transductive", "inductive"]
@@ -91,7 +91,7 @@ def evaluate(
         An `Evaluation`.
 
     Raises:
-        TypeError: `learner` or `source` is of another kind, or the source gives no `Episode`.
+        TypeError: `learner` or `source` is of another kind, `episodes` no int, or the source gives no `Episode`.
         ValueError: `episodes` is less than 2, `chunk` less than 1, `query_mode` is unknown, or the source's episodes
             have no queries, or labels that the learner has no answer for, or, judged inductively, support inputs and
             queries of two shapes.

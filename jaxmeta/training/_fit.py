@@ -89,7 +89,7 @@ def fit(
             has kept anything leaves it empty.
         resume: continue the run in `run_dir` from its newest checkpoint, whatever `params` are; from the start where
             there is none yet. That it is the same run is told by the numbers here, `source.info` and `config`: a
-            learner's or an optimiser's own settings belong into the last.
+            learner's or an optimiser's own settings belong in the last.
         config: more to record in `config.json`, JSON-able; a resumed run must bring the same.
         log_every: outer steps in one dispatch, and in one line of metrics.
         checkpoint_every: outer steps between checkpoints, a multiple of `log_every`. The last step is always
@@ -110,11 +110,11 @@ def fit(
         FloatingPointError: a metric, the meta-gradient or a meta-parameter is not finite, or a number of `validate`'s.
             Checkpoints before that step stay.
         KeyboardInterrupt: after Ctrl-C; with a `run_dir`, once what was done is saved.
-        TypeError: `learner`, `source` or `optimizer` is of another kind, a number is no int, or `validate` or what it
-            returns is of another kind; or what `config.json` is to hold is not JSON-able.
-        ValueError: a number is out of range, a resumed run brings another configuration, `resume` has no `run_dir`,
-            the episodes or `params` do not fit the learner, or a metric of the learner or of `validate` has a name
-            that is taken.
+        TypeError: `learner`, `source` or `optimizer` is of another kind, or `validate` or what it returns; a number is
+            no int, or `config` or `source.info` not JSON-able.
+        ValueError: a number is out of range, or not finite in `config`, a resumed run brings another configuration,
+            `resume` has no `run_dir`, the episodes or `params` do not fit the learner, or a metric of the learner or of
+            `validate` has a name that is taken.
 
     >>> from jaxmeta import losses, maml, nn, tasks
     >>> learner = maml(nn.MLP((4,), 1), inner_optimizer=optax.sgd(0.01), loss=losses.mean_squared_error)
