@@ -55,7 +55,7 @@ _RELATION_QUERIES = {(False, False): 19, (False, True): 15, (True, False): 10, (
 # Siamese networks: Koch, Zemel, Salakhutdinov 2015. Trained on background alphabets with distorted images, judged on
 # 20 ways within an evaluation alphabet. The rates that its Bayesian optimisation found for momentum SGD are not
 # published, so it is Adam here. Where the paper has as many pairs of each alphabet, episodes are of one each. Quarter
-# turns make further characters, which the paper does not have.
+# turns of a whole episode make further alphabets, which the paper does not have.
 _SIAMESE = Settings(
     method="siamese",
     dataset="omniglot",
@@ -70,7 +70,7 @@ _SIAMESE = Settings(
     l2=1e-6,
     image_size=105,
     split="lake",
-    train_rotations="classes",
+    train_rotations="per_episode",
     augment=True,
     within_groups=True,
     episodes=400,
@@ -97,8 +97,8 @@ def _preset(method: str, dataset: str, ways: int | None, shots: int | None, quer
 def siamese_twin(image_size: int) -> metric.KochTwin | metric.SmallTwin:
     """The twin that the preset of `siamese` trains on images of that size: the paper's, or a small one.
 
-    >>> siamese_twin(28).width
-    1024
+    >>> siamese_twin(28).features
+    64
     """
     return metric.KochTwin() if image_size >= 105 else metric.SmallTwin()
 
