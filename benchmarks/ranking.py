@@ -11,6 +11,7 @@ given for keeps its row, but for that time.
 """
 
 import argparse
+import collections
 import dataclasses
 import json
 from collections.abc import Callable
@@ -79,18 +80,29 @@ def judge(run: Path) -> dict[str, Any]:
         for mode in ("transductive", "inductive")
     }
     rows = [json.loads(words) for words in (run / "metrics.jsonl").read_text().splitlines()]
-    turns = 4 if settings.train_rotations in ("classes", "per_class") else 1
     return {
         "method": settings.method,
         "step": step,
         "seed": config["fit"]["seed"],
         **found,
-        "classes": turns * len(setup.train_source.data[0]),
+        "classes": classes_of_training(settings, setup.train_source),
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(descended(params))),
         "trained_on": config["versions"]["backend"],
         "training_seconds": undisturbed_seconds(rows, step, settings.meta_batch),
         "settings": config["settings"],
     }
+
+
+def classes_of_training(settings: presets.Settings, source: tasks.Source) -> int:
+    """How many the source draws from, turns included; groups with too few for an episode are left out."""
+    info, turns = source.info, 1 if source.info["rotations"] == "none" else 4
+    if not settings.within_groups:
+        return turns * len(source.data[0])
+    size, subset = settings.image_size, settings.train_subset
+    names = tasks.omniglot(settings.split, subset, image_size=size, data_dir=settings.data_dir).groups
+    assert names is not None
+    meeting = turns if info["rotations"] == "classes" else 1  # turns of one class that may meet in an episode
+    return turns * sum(size for size in collections.Counter(names).values() if meeting * size >= info["ways"])
 
 
 def prediction(given: dict[str, Any]) -> Callable[[], Any]:

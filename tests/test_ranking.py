@@ -1,16 +1,24 @@
 """The ranking judges a run on episodes that it cannot have seen, and refuses what it cannot judge."""
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
 
 import pytest
 
-from jaxmeta import cli
+from jaxmeta import cli, presets
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import ranking
+
+
+@pytest.mark.usefixtures("tfds_dir")
+def test_alphabets_too_small_for_an_episode_are_not_counted() -> None:
+    """Of 964 background characters, 61 are of the four alphabets with fewer than 20."""
+    settings = dataclasses.replace(presets.settings("siamese", "omniglot"), image_size=28)
+    assert ranking.classes_of_training(settings, presets.build(settings).train_source) == 4 * (964 - 61)
 
 
 @pytest.mark.usefixtures("tfds_dir")
