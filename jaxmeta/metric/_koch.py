@@ -80,8 +80,7 @@ class SmallTwin(fnn.Module):
     """A twin for small images: six 3x3 convolutions, batch-normalised, the first two pooled.
 
     Koch's network has no normalisation; this one sees the rest of its batch. Like Koch's it compares where strokes
-    are: at 7x7 positions of a 28x28 image, where Koch's has 6x6 of 105x105. It has no dense layer, which learns its
-    training alphabets sooner and others no better.
+    are: at 7x7 positions of a 28x28 image, where Koch's has 6x6 of 105x105. It has no dense layer.
 
     Attributes:
         features: channels of each convolution; a sigmoid follows the last, ReLUs the others.
