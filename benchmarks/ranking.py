@@ -11,7 +11,6 @@ given for keeps its row, but for that time.
 """
 
 import argparse
-import collections
 import dataclasses
 import json
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from common import in_turns, minutes, undisturbed_seconds, write
 
 from jaxmeta import descended, evaluate, presets, tasks
 from jaxmeta.cli._commands import set_up_jax
+from jaxmeta.tasks._sampler import members_of_groups
 
 EPISODES, WAYS, SHOTS, QUERIES = 600, 5, 1, 15
 # The trainings that are no cell's of `cells.py`.
@@ -99,10 +99,9 @@ def classes_of_training(settings: presets.Settings, source: tasks.Source) -> int
     if not settings.within_groups:
         return turns * len(source.data[0])
     size, subset = settings.image_size, settings.train_subset
-    names = tasks.omniglot(settings.split, subset, image_size=size, data_dir=settings.data_dir).groups
-    assert names is not None
+    classes = tasks.omniglot(settings.split, subset, image_size=size, data_dir=settings.data_dir)
     meeting = turns if info["rotations"] == "classes" else 1  # turns of one class that may meet in an episode
-    return turns * sum(size for size in collections.Counter(names).values() if meeting * size >= info["ways"])
+    return turns // meeting * int(members_of_groups(classes, info["ways"], meeting).any(0).sum())
 
 
 def prediction(given: dict[str, Any]) -> Callable[[], Any]:

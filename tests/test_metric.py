@@ -518,6 +518,8 @@ def test_parameter_counts_are_the_papers() -> None:
     found = jax.eval_shape(jm.siamese(metric.KochTwin()).init, KEY, episodes[105])
     assert count(found.encoder) == 38_947_648
     assert count(found) == 38_951_745
+    small = jax.eval_shape(metric.SmallTwin().init, KEY, jnp.ones((2, 28, 28, 1)))
+    assert count(small) == 10 * 64 + 5 * (9 * 64 + 1) * 64 + 6 * 2 * 64 == 186_048
 
 
 def test_initial_values_are_the_papers() -> None:

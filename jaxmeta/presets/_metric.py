@@ -55,7 +55,8 @@ _RELATION_QUERIES = {(False, False): 19, (False, True): 15, (True, False): 10, (
 # Siamese networks: Koch, Zemel, Salakhutdinov 2015. Trained on background alphabets with distorted images, judged on
 # 20 ways within an evaluation alphabet. The rates that its Bayesian optimisation found for momentum SGD are not
 # published, so it is Adam here. Where the paper has as many pairs of each alphabet, episodes are of one each. Quarter
-# turns of a whole episode make further alphabets, which the paper does not have.
+# turns of a whole episode make further alphabets, which the paper does not have: turned one by one, characters would
+# be told apart by how they stand. Alphabets with fewer characters than ways are left out.
 _SIAMESE = Settings(
     method="siamese",
     dataset="omniglot",

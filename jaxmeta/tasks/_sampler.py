@@ -77,7 +77,7 @@ def episodes(
     """
     _check(classes, ways, shots, queries, rotations)
     turns = 4 if rotations == "classes" else 1
-    members = _members(classes, ways, turns) if within_groups else None
+    members = members_of_groups(classes, ways, turns) if within_groups else None
 
     def sample(data: tuple[jax.Array, jax.Array], key: jax.Array) -> Episode:
         examples, counts = data
@@ -111,7 +111,7 @@ def _draw_classes(key: jax.Array, count: int, ways: int, members: np.ndarray | N
     return jax.lax.top_k(lots, ways)[1]
 
 
-def _members(classes: Classes, ways: int, turns: int) -> np.ndarray:
+def members_of_groups(classes: Classes, ways: int, turns: int) -> np.ndarray:
     """Which classes, turns apart, each group with enough of them has: `[groups, turns * classes]`."""
     if classes.groups is None:
         raise ValueError("within_groups=True, but the classes have no groups")
