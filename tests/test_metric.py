@@ -12,11 +12,12 @@ import optax
 import pytest
 from helpers import inner_product, random_direction, stencil_derivative, to_float64
 from jax.sharding import PartitionSpec as P
+from jax.test_util import check_grads
 
 import jaxmeta as jm
 from jaxmeta import Batch, Episode, metric, nn, tasks
 from jaxmeta.metric import _kernels
-from jaxmeta.metric._siamese import verification_loss
+from jaxmeta.metric._siamese import _weighted_l1, verification_loss
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks" / "peers"))
 from compare_prototypical import relative_difference
@@ -428,6 +429,22 @@ def test_siamese_is_the_loop() -> None:
     np.testing.assert_allclose(np.exp(found), best, rtol=1e-10)
     verified = metric.verify(ENCODER, params, episode.query.x[:7], episode.support.x)
     np.testing.assert_allclose(verified, p[np.arange(7), np.arange(7)], rtol=1e-10)
+
+
+@pytest.mark.usefixtures("float64")
+def test_siamese_differences_have_the_derivatives_of_their_absolute_values() -> None:
+    rng = np.random.default_rng(0)
+    args = tuple(jnp.asarray(rng.normal(size=shape)) for shape in [(4,), (3, 4), (2, 4)])
+
+    def plain(weights: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
+        return jnp.abs(a[:, None] - b[None]) @ weights
+
+    check_grads(_weighted_l1, args, order=2)
+    for function in (jax.jacfwd, jax.jacrev):
+        found, expected = (jax.jit(function(f, (0, 1, 2)))(*args) for f in (_weighted_l1, plain))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), found, expected)
+    alike = jax.jit(jax.jacrev(_weighted_l1, (1, 2)))(args[0], args[1], args[1])
+    assert all((jacobian[i, i] == 0).all() for jacobian in alike for i in range(2))
 
 
 @pytest.mark.usefixtures("float64")
