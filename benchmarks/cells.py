@@ -358,8 +358,8 @@ CELLS = {
     "siamese-omniglot": Cell(
         "Siamese networks",
         "Omniglot",
-        "jaxmeta train siamese --dataset omniglot --image-size 28 --steps 12000 --meta-batch 4 --outer-lr 1e-3 "
-        "--halve-every 2500",
+        "jaxmeta train siamese --dataset omniglot --image-size 28 --steps 36000 --meta-batch 2 --outer-lr 1e-3 "
+        "--halve-every 7500",
         ("python benchmarks/lake.py RUN", "jaxmeta evaluate RUN --ways 5"),
         (OneShot("92.0"), *(Accuracy(ways, 1, None, within_groups=True) for ways in (20, 5))),
         "Koch, Zemel, Salakhutdinov 2015",

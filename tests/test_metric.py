@@ -312,7 +312,7 @@ def test_koch_s_twin_is_the_loop() -> None:
 
 @pytest.mark.usefixtures("float64")
 def test_the_small_twin_is_the_loop() -> None:
-    twin = metric.SmallTwin(features=3)
+    twin = metric.SmallTwin(features=6)
     x = np.random.default_rng(0).normal(size=(4, 9, 9, 1))
     params = spread(jax.eval_shape(twin.init, KEY, x), seed=2)
     w, by_hand = jax.tree.map(np.asarray, params["params"]), x
@@ -536,7 +536,8 @@ def test_parameter_counts_are_the_papers() -> None:
     assert count(found.encoder) == 38_947_648
     assert count(found) == 38_951_745
     small = jax.eval_shape(metric.SmallTwin().init, KEY, jnp.ones((2, 28, 28, 1)))
-    assert count(small) == 10 * 64 + 5 * (9 * 64 + 1) * 64 + 6 * 2 * 64 == 186_048
+    convolutions = 10 * 32 + 289 * 32 + 289 * 96 + 3 * 865 * 96
+    assert count(small) == convolutions + 2 * (2 * 32 + 4 * 96) == 287_328
 
 
 def test_initial_values_are_the_papers() -> None:
@@ -678,6 +679,8 @@ def test_images_of_the_wrong_size_are_named() -> None:
             jax.eval_shape(learner.init, KEY, episode)
     with pytest.raises(ValueError, match=r"features and windows .* are \(2, 3\) and \(3, 3, 2\)"):
         jax.eval_shape(metric.KochTwin((2, 3), (3, 3, 2)).init, KEY, episode.support.x)
+    with pytest.raises(ValueError, match="features must be a multiple of 3, but is 64"):
+        jax.eval_shape(metric.SmallTwin(64).init, KEY, jnp.ones((2, 28, 28, 1)))
     with pytest.raises(ValueError, match="must hold inputs of one shape"):
         LEARNERS["matching"].predict({}, episode.support, episode.query.x[:, :2], KEY)
     learner, big = jm.prototypical(metric.RelationEncoder(features=2), ways=3), to_float32(images(10))

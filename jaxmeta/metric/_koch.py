@@ -77,31 +77,34 @@ class KochTwin(fnn.Module):
 
 
 class SmallTwin(fnn.Module):
-    """A twin for small images: six 3x3 convolutions, batch-normalised, the first two pooled.
+    """A twin for small images: six 3x3 convolutions, batch-normalised, the first two pooled and a third as wide.
 
     Koch's network has no normalisation; this one sees the rest of its batch. Like Koch's it compares where strokes
     are: at 7x7 positions of a 28x28 image, where Koch's has 6x6 of 105x105. It has no dense layer.
 
     Attributes:
-        features: channels of each convolution; a sigmoid follows the last, ReLUs the others.
+        features: channels of the last four convolutions, a multiple of 3; a sigmoid follows the last, ReLUs the others.
 
-    >>> twin, images = SmallTwin(features=4), jnp.ones((2, 28, 28, 1))
-    >>> jax.eval_shape(twin.init_with_output, jax.random.key(0), images)[0].shape  # 7 x 7 x 4
-    (2, 196)
+    >>> twin, images = SmallTwin(features=6), jnp.ones((2, 28, 28, 1))
+    >>> jax.eval_shape(twin.init_with_output, jax.random.key(0), images)[0].shape  # 7 x 7 x 6
+    (2, 294)
     """
 
-    features: int = 64
+    features: int = 96
 
     @fnn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps images x `[n, height, width, channels]` to `[n, positions * features]`, in (0, 1).
 
         Raises:
-            ValueError: x is not a batch of images, or they are smaller than 4x4.
+            ValueError: x is not a batch of images, they are smaller than 4x4, or 3 does not divide `features`.
         """
         _check_images(x, 4)
+        if self.features < 3 or self.features % 3:
+            raise ValueError(f"features must be a multiple of 3, but is {self.features}")
         for i in range(6):
-            conv = fnn.Conv(self.features, (3, 3), conv_general_dilated=nn.conv_general_dilated, name=f"conv_{i}")
+            width = self.features // 3 if i < 2 else self.features
+            conv = fnn.Conv(width, (3, 3), conv_general_dilated=nn.conv_general_dilated, name=f"conv_{i}")
             x = nn.BatchNorm(epsilon=1e-5, name=f"norm_{i}")(conv(x), max_pool_2x2 if i < 2 else None)
             x = fnn.relu(x) if i < 5 else jax.nn.sigmoid(x)
         return jax.lax.collapse(x, 1)

@@ -70,7 +70,7 @@ def siamese(
     >>> from jaxmeta import metric, tasks
     >>> source = tasks.episodes(tasks.glyphs("train", classes=8), ways=3, shots=1, queries=2)
     >>> support, query = episode = source.sample(source.data, jax.random.key(0))
-    >>> learner = siamese(metric.SmallTwin(features=4), ways=3)
+    >>> learner = siamese(metric.SmallTwin(features=3), ways=3)
     >>> params = jax.jit(learner.init)(jax.random.key(1), episode)
     >>> jax.jit(learner.predict)(params, support, query.x, jax.random.key(2)).shape
     (6, 3)

@@ -99,7 +99,7 @@ def siamese_twin(image_size: int) -> metric.KochTwin | metric.SmallTwin:
     """The twin that the preset of `siamese` trains on images of that size: the paper's, or a small one.
 
     >>> siamese_twin(28).features
-    64
+    96
     """
     return metric.KochTwin() if image_size >= 105 else metric.SmallTwin()
 
