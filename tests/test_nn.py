@@ -518,6 +518,17 @@ def test_small_kernel_gradients_transpose_first_on_cpu(platform: str, rows: int,
 
 
 @pytest.mark.parametrize(
+    ("platform", "rows", "axis", "swapped"),
+    [("cpu", 4, None, True), ("cpu", 400, None, False), ("cpu", 4, 0, False), ("cuda", 4, None, False)],
+)
+def test_a_few_rows_by_a_shared_kernel_swap_places_with_it_on_cpu(platform, rows, axis, swapped) -> None:
+    x, w = jnp.ones((3, rows, 8)), jnp.ones((8, 2) if axis is None else (3, 8, 2))
+    gradient = jax.vmap(jax.grad(lambda x, w: jnp.sin(nn.dot_general(x, w, MATRICES)).sum()), (0, axis))
+    program = jax.jit(gradient).trace(x, w).lower(lowering_platforms=(platform,)).as_text()
+    assert ("optimization_barrier" in program) == swapped
+
+
+@pytest.mark.parametrize(
     ("lhs", "rhs", "numbers"),
     [
         ((3,), (3, 2), (((0,), (0,)), ((), ()))),

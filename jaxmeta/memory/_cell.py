@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from jaxmeta.memory._addressing import LRUAState, NTMHeads, NTMState, lrua_step, ntm_step
 from jaxmeta.memory._recurrence import scan_deferred
-from jaxmeta.nn import lstm_update
+from jaxmeta.nn import dot_general, lstm_update
 
 Controller = Literal["lstm", "feedforward"]
 Addressing = Literal["lrua", "ntm", "none"]
@@ -103,15 +103,19 @@ class Cell(NamedTuple):
             back = [state.hidden] if self.controller == "lstm" else []
             back += [state.read] if self.read_input and self.addressing != "none" else []
             fed["controller"] = jnp.concatenate(back)
-            gates += fed["controller"] @ kernels["controller"]
+            gates += self._product(fed["controller"], kernels["controller"])
         hidden, cell = self._control(gates, state.cell)
         if self.addressing == "none":
             return CellState(hidden, cell, state.read, None), (hidden, None), fed
         step: Any = self._lrua if self.addressing == "lrua" else self._ntm
-        memory, read, trace = step(state.memory, bias["heads"] + hidden @ kernels["heads"])
+        memory, read, trace = step(state.memory, bias["heads"] + self._product(hidden, kernels["heads"]))
         read = read.ravel()
         outputs = jnp.concatenate([hidden, read])
         return CellState(hidden, cell, read, memory), (outputs, trace), {**fed, "heads": hidden}
+
+    def _product(self, fed: jax.Array, kernel: jax.Array) -> jax.Array:
+        """`fed @ kernel`, whose derivative is fast where a batch of episodes shares the kernel."""
+        return dot_general(fed[None], kernel, (((1,), (0,)), ((), ())))[0]
 
     def _control(self, gates: jax.Array, cell: jax.Array) -> tuple[jax.Array, jax.Array]:
         if self.controller == "feedforward":

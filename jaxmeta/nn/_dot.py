@@ -6,7 +6,8 @@ than over transposing every X and multiplying. So the product is an operation of
 
     T(x, w, g) = sum_{n, i, o}  g[n, o] x[n, i] w[i, o],
 
-of which the kind "w" transposes first; all else, and all of it on accelerators, is as JAX does it.
+of which the kind "w" transposes first. G W^T of a few rows, which a recurrent network's derivative is made of, is there
+the transpose of W G^T. All else, and all of it on accelerators, is as JAX does it.
 """
 
 import math
@@ -19,6 +20,8 @@ from jaxmeta.nn._trilinear import Kind, default_precision, trilinear
 
 # Where X takes more than this, about a quarter of a core's first-level cache, transposing it costs more than it saves.
 _SMALL_BYTES = 2**13
+# So few rows, by a kernel that all share, take up to half as long as that kernel by them.
+_FEW_ROWS = 16
 
 _KINDS: dict[Any, Kind] = {
     (((1,), (0,)), ((), ())): "y",
@@ -97,9 +100,11 @@ def _as_jax_does(a: jax.Array, b: jax.Array, *, kind: Kind, precision: Any) -> j
 def _for_cpu(a: jax.Array, b: jax.Array, *, kind: Kind, precision: Any) -> jax.Array:
     """Any kind; the kind "w" of small matrices transposed first, which XLA would undo."""
     constant = all(isinstance(size, int) for size in a.shape)  # as it is not in an exported program of any size
-    if kind != "w" or not constant or math.prod(a.shape[-2:]) * a.dtype.itemsize > _SMALL_BYTES:
-        return _as_jax_does(a, b, kind=kind, precision=precision)
-    return jnp.matmul(jax.lax.optimization_barrier(a.mT), b, precision=precision)
+    if kind == "w" and constant and math.prod(a.shape[-2:]) * a.dtype.itemsize <= _SMALL_BYTES:
+        return jnp.matmul(jax.lax.optimization_barrier(a.mT), b, precision=precision)
+    if kind == "x" and constant and a.ndim == 2 and len(a) <= _FEW_ROWS:
+        return jax.lax.optimization_barrier(jnp.matmul(b, a.mT, precision=precision)).mT
+    return _as_jax_does(a, b, kind=kind, precision=precision)
 
 
 def _batch(args: tuple[jax.Array, jax.Array], axes: tuple[Any, Any], **params: Any) -> tuple[jax.Array, int]:
