@@ -75,10 +75,26 @@ class OneShot(NamedTuple):
     """The accuracy in per cent in Lake's one-shot trials, 20 characters of one alphabet."""
 
     paper: str | None
-    what: str = "20 characters of one alphabet, 1 shot, %"
+    mode: str = "transductive"
+
+    @property
+    def what(self) -> str:
+        return f"20 characters of one alphabet, 1 shot, {self.mode}, %"
 
     def find(self, result: Result) -> tuple[float, float] | None:
-        found = result["lake"]
+        lake = result["lake"]
+        found = lake if self.mode == lake["query_mode"] else lake.get(self.mode)
+        return found and (100 * found["accuracy"], 100 * found["interval"])
+
+
+class Verification(NamedTuple):
+    """The percentage of pairs that are told right to be, or not to be, of one character."""
+
+    paper: str | None = None
+    what: str = "pairs of one alphabet, verification, %"
+
+    def find(self, result: Result) -> tuple[float, float] | None:
+        found = result["lake"]["verification"]
         return 100 * found["accuracy"], 100 * found["interval"]
 
 
@@ -112,7 +128,7 @@ class Lead(NamedTuple):
         return 100 * found["mean"], 100 * found["interval"]
 
 
-Row = Accuracy | Error | Presentation | OneShot | Descent | Lead
+Row = Accuracy | Error | Presentation | OneShot | Verification | Descent | Lead
 
 
 class Cell(NamedTuple):
@@ -361,7 +377,12 @@ CELLS = {
         "jaxmeta train siamese --dataset omniglot --image-size 28 --steps 36000 --meta-batch 2 --outer-lr 1e-3 "
         "--halve-every 7500",
         ("python benchmarks/lake.py RUN", "jaxmeta evaluate RUN --ways 5"),
-        (OneShot("92.0"), *(Accuracy(ways, 1, None, within_groups=True) for ways in (20, 5))),
+        (
+            OneShot("92.0"),
+            OneShot(None, "inductive"),
+            Verification(),
+            *(Accuracy(ways, 1, None, within_groups=True) for ways in (20, 5)),
+        ),
         "Koch, Zemel, Salakhutdinov 2015",
         None,
         "A smaller network, batch-normalised and without a dense layer, on smaller images, alphabets turned whole, and "

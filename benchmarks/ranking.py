@@ -7,7 +7,7 @@ have been trained on: the splits `vinyals` and `lake` keep them apart. How many 
 included, stands in its row. Images are of the size that it was trained on; characters and drawings are the same for
 all. Transductive: all 75 queries at once. Inductive: each query alone with the support set. Adaptation is one `predict`
 on an episode, compiled before, all queries at once: the median of 20, all methods in turns. A method that no run is
-given for keeps its row, but for that time.
+given for keeps its row, but for that time; one whose network is another by now wants a run.
 """
 
 import argparse
@@ -45,7 +45,7 @@ def main() -> None:
     results = Path(__file__).parent / "results"
     before = results / "ranking.json"
     rows = ranked(parser.parse_args().runs, json.loads(before.read_text())["rows"] if before.exists() else [])
-    seconds = in_turns({row["method"]: prediction(row["settings"]) for row in rows}, repeats=20)
+    seconds = in_turns({row["method"]: prediction(row) for row in rows}, repeats=20)
     rows = [{**row, "adaptation_ms": 1000 * seconds[row["method"]]} for row in rows]
     print("\n".join([line(COLUMNS), *(line(shown(row)) for row in rows)]))
     write("ranking", {"command": "python benchmarks/ranking.py RUN ..", "episodes": EPISODES, "rows": rows})
@@ -86,7 +86,7 @@ def judge(run: Path) -> dict[str, Any]:
         "seed": config["fit"]["seed"],
         **found,
         "classes": classes_of_training(settings, setup.train_source),
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(descended(params))),
+        "parameters": count(params),
         "trained_on": config["versions"]["backend"],
         "training_seconds": undisturbed_seconds(rows, step, settings.meta_batch),
         "settings": config["settings"],
@@ -104,14 +104,23 @@ def classes_of_training(settings: presets.Settings, source: tasks.Source) -> int
     return turns // meeting * int(members_of_groups(classes, info["ways"], meeting).any(0).sum())
 
 
-def prediction(given: dict[str, Any]) -> Callable[[], Any]:
-    """One `predict` of the method with these settings, untrained: the arithmetic is the same."""
-    settings = dataclasses.replace(presets.Settings(**given), ways=WAYS)
+def prediction(row: dict[str, Any]) -> Callable[[], Any]:
+    """One `predict` of the row's method, untrained: the arithmetic is the same."""
+    settings = dataclasses.replace(presets.Settings(**row["settings"]), ways=WAYS)
     learner = presets.build(settings).test_learner
     source, key = unseen(settings), jax.random.key(0)
     episode = jax.jit(source.sample)(source.data, key)
     params, predict = jax.jit(learner.init)(key, episode), jax.jit(learner.predict)
+    if (now := count(params)) != row["parameters"]:
+        raise ValueError(
+            f"{row['method']} has {now:,} parameters, but its row is of {row['parameters']:,}: give it a run"
+        )
     return lambda: predict(params, episode.support, episode.query.x, key)
+
+
+def count(params: Any) -> int:
+    """Numbers that the outer optimiser descends."""
+    return sum(leaf.size for leaf in jax.tree.leaves(descended(params)))
 
 
 def unseen(settings: presets.Settings) -> tasks.Source:

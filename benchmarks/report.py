@@ -67,7 +67,7 @@ def ranked() -> list[str]:
         "training, turns included; a task is one `predict` with 75 queries, on two CPU cores, all methods in turns.",
         "All networks but MetaNet's and MANN's normalise by the batch at hand: in training with as many queries of",
         "each class as the row tells (Reptile trains on shots alone), transductive with 15, inductive with the",
-        "support set and one query.",
+        "support set and one query, where the methods that embed both sets as one batch count the support set twice.",
         "",
         "Trainings are those of the table above but for MAML's, first-order MAML's and Reptile's, which had to leave",
         "these characters out, of half as many episodes, and MANN's, of two thirds and at a rate that does not fall:",

@@ -114,7 +114,9 @@ def check_is_episode(episode: Any, name: str = "episode") -> None:
 
 
 def check_inputs(support_x: jax.Array, query_x: jax.Array, name: str = "query_x") -> None:
-    """Raises if a support set's inputs and those to predict for have different shapes."""
+    """Raises if a support set's inputs and those to predict for are no arrays, or have different shapes."""
+    if not isinstance(query_x, jax.Array | np.ndarray) or query_x.ndim == 0:
+        raise TypeError(f"{name} must be an array with an example axis, but {_kind(query_x)}")
     if support_x.shape[1:] != query_x.shape[1:]:
         raise ValueError(
             f"support.x and {name} must hold inputs of one shape, but a support input has shape "

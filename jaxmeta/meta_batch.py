@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 from jaxmeta._memory import peak_bytes
 from jaxmeta._precision import wide
 from jaxmeta.episode import Batch, Episode, is_classification
-from jaxmeta.learner import MetaLearner, Metrics, Params, check_parts
+from jaxmeta.learner import MetaLearner, Metrics, Params, check_int, check_parts
 
 # A chunk of tasks should stay in a core's second-level cache: larger chunks only move memory.
 _CACHE_BYTES = 2 * 2**20
@@ -58,7 +58,7 @@ def batch_meta_grad(
         `(grads, metrics)`, each averaged over the tasks.
 
     Raises:
-        TypeError: `learner` has no `meta_grad`.
+        TypeError: `learner` has no `meta_grad`, or `chunk` or `devices` is no int.
         ValueError: the arrays of `episodes` disagree on the number of tasks, or `chunk` or `devices` does not
             divide what it must.
 
@@ -185,8 +185,12 @@ def divide(
         `(mesh, chunk)`: a mesh as of `task_mesh`, and a divisor of each device's share of the tasks.
 
     Raises:
+        TypeError: `devices` or `chunk` is no int.
         ValueError: `devices` or `chunk` does not divide what it must.
     """
+    devices, chunk = (
+        given if given is None else check_int(name, given) for name, given in (("devices", devices), ("chunk", chunk))
+    )
     fitting = tasks
     if jax.default_backend() == "cpu" and tasks > 1 and (devices is None or chunk is None):
         fitting = max(1, _CACHE_BYTES // peak_bytes(fn, *args))

@@ -65,8 +65,9 @@ def test_turns_and_shifts_are_each_image_s_own() -> None:
     turned = tasks.turns_and_shifts(0.5, 0.0)(line, jax.random.key(0))
     assert np.abs(turned - line).max((1, 2, 3)).min() > 0.2
     assert np.abs(turned[0] - turned[1]).max() > 0.2
-    with pytest.raises(ValueError, match=r"turn=-1 and shift=0.1 must not be negative"):
-        tasks.turns_and_shifts(-1)
+    for turn in (-1, jnp.nan, jnp.inf):
+        with pytest.raises(ValueError, match=rf"turn={turn} and shift=0.1 must be finite and not negative"):
+            tasks.turns_and_shifts(turn)
 
 
 def test_training_alone_is_augmented_and_support_and_query_by_maps_of_their_own() -> None:

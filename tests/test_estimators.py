@@ -1,5 +1,7 @@
 """Truncated MAML, ANIL, BOIL, Meta-SGD and MAML++ against loops written out, finite differences and each other."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,6 +35,7 @@ from jaxmeta import (
     meta_sgd_grad,
     nn,
     outer_step,
+    reptile,
     truncated_maml_grad,
 )
 from jaxmeta.inner import sgd
@@ -321,12 +324,44 @@ def test_steps_beyond_the_rates_are_not_a_number() -> None:
     np.testing.assert_array_equal(given.update(jnp.array(1.0), jnp.array(1))[0], found[1])
 
 
-def test_rates_that_are_no_tree_of_arrays_behave_like_optax_s_sgd() -> None:
+def test_rates_that_are_all_alike_behave_like_optax_s_sgd() -> None:
     grads = {"a": jnp.array([1.0, 2.0]), "b": jnp.array(3.0)}
     ours = sgd(jax.tree.map(lambda _: jnp.array(0.1), grads))
     updates, _ = ours.update(grads, ours.init(grads))
     assert_trees_close(updates, optax.sgd(0.1).update(grads, optax.sgd(0.1).init(grads))[0], rtol=1e-12)
     assert_trees_equal(jax.tree.structure(updates), jax.tree.structure(grads))
+    with pytest.raises(ValueError, match=r"rates must be a tree .* optax.sgd takes one rate for all"):
+        sgd(0.1).update(grads, ours.init(grads))
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+@pytest.mark.parametrize(
+    "estimate",
+    [
+        functools.partial(maml_grad, optimizer=optax.sgd(0.25)),
+        functools.partial(fomaml_grad, optimizer=optax.sgd(0.25)),
+        functools.partial(truncated_maml_grad, optimizer=optax.sgd(0.25), backprop_steps=0),
+        functools.partial(imaml_grad, optimizer=optax.sgd(0.25), proximal=1.0),
+        lambda loss, params, *args, steps: meta_sgd_grad(
+            loss, WithRates(params, 0.25 * jnp.ones(1)), *args, steps=steps
+        )[0],
+    ],
+    ids=["maml", "fomaml", "truncated", "imaml", "meta_sgd"],
+)
+def test_inside_shard_map_no_outer_gradient_is_summed_over_devices(estimate, steps) -> None:
+    """Two devices, a query set each on one support set: shared parameters would get the sum of both gradients."""
+    mesh, queries = jax.sharding.Mesh(jax.devices()[:2], ("tasks",)), jnp.array([[1.0], [-2.0]])
+    specs = {"mesh": mesh, "in_specs": (jax.P(), jax.P("tasks")), "out_specs": jax.P("tasks")}
+
+    def gradient(params, query):
+        loss = lambda w, target: jnp.sum((w - target) ** 2)  # noqa: E731
+        return estimate(loss, params, Episode(jnp.ones(1), query[0]), steps=steps)[0][None]
+
+    with pytest.raises(ValueError, match=r"the mesh axes \('tasks',\) and params do not.* check_vma=False"):
+        jax.jit(jax.shard_map(gradient, **specs))(jnp.zeros(1), queries)
+    alone = [gradient(jnp.zeros(1), query)[0] for query in queries[:, None]]
+    divided = jax.shard_map(gradient, check_vma=False, **specs)
+    np.testing.assert_allclose(jax.jit(divided)(jnp.zeros(1), queries), alone, rtol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -371,8 +406,17 @@ def test_maml_pp_weights_of_early_steps_have_a_floor() -> None:
     np.testing.assert_allclose(weights, [0.006] * 4 + [0.976], rtol=1e-6)
 
 
-def test_labels_that_the_model_has_no_output_for_are_named_in_training() -> None:
-    learner = maml(nn.MLP((4,), 2), inner_optimizer=sgd(0.1))
+@pytest.mark.parametrize(
+    "learner",
+    [
+        maml(nn.MLP((4,), 2), inner_optimizer=optax.sgd(0.1)),
+        reptile(nn.MLP((4,), 2), inner_optimizer=optax.sgd(0.1), inner_lr=0.1),
+        meta_sgd(nn.MLP((4,), 2)),
+        maml_pp(nn.MLP((4,), 2), norm=None),
+    ],
+    ids=["maml", "reptile", "meta_sgd", "maml_pp"],
+)
+def test_labels_that_the_model_has_no_output_for_are_named_in_training(learner) -> None:
     episode = Episode(*[Batch(jnp.ones((2, 3)), jnp.array([0, 1]))] * 2)
     params = learner.init(jax.random.key(0), episode)
     broken = episode._replace(support=Batch(jnp.ones((2, 3)), jnp.array([-1, 1])))

@@ -230,3 +230,33 @@ def test_predictions_come_from_the_proximal_problem() -> None:
 def test_bad_arguments_are_named(kwargs, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         imaml(nn.MLP((4,), 1), inner_optimizer=optax.sgd(0.1), **kwargs)
+
+
+def test_the_smallest_gradients_are_solved_for_too() -> None:
+    """Squares of theirs are nothing in single precision."""
+    curvature = jnp.array([1.0, 3.0])
+    task = Episode(jnp.array(1.0), jnp.array(1e-20))
+
+    def loss_fn(w, scale):
+        return scale * jnp.where(scale == 1, curvature @ w**2 / 2, w.sum())
+
+    for solver, steps in (("cg", 2), ("neumann", 60)):
+        grads, metrics = imaml_grad(
+            loss_fn,
+            jnp.ones(2),
+            task,
+            optimizer=optax.sgd(0.1),
+            steps=2,
+            proximal=4.0,
+            solver=solver,
+            solver_steps=steps,
+        )
+        np.testing.assert_allclose(grads, 1e-20 / (1 + curvature / 4), rtol=1e-5)
+        assert float(metrics["solver_residual"]) < 1e-6
+
+
+def test_the_reports_names_are_taken() -> None:
+    loss_fn = lambda w, batch: (jnp.sum((w - batch) ** 2), {"solver_stopped": 1.0})  # noqa: E731
+    task = Episode(jnp.ones(1), jnp.ones(1))
+    with pytest.raises(ValueError, match="must not call a metric 'solver_stopped': imaml_grad reports its own"):
+        imaml_grad(loss_fn, jnp.zeros(1), task, optimizer=optax.sgd(0.1), steps=1, proximal=1.0, has_aux=True)

@@ -42,8 +42,10 @@ def test_preprocessing_is_the_worked_example() -> None:
     edge = np.exp(-7.0)
     below, above = log_sign(jnp.array([edge * (1 - 1e-6), edge * (1 + 1e-6)]), 7.0)
     np.testing.assert_allclose(below, above, atol=1e-5)
-    with pytest.raises(ValueError, match="p must be positive, but is 0"):
-        log_sign(jnp.zeros(2), 0)
+    assert np.isfinite(log_sign(jnp.zeros(1), 80.0)).all()
+    for p in (0, 100, np.nan):
+        with pytest.raises(ValueError, match=rf"p must be in \(0, 80\], but is {p}"):
+            log_sign(jnp.zeros(2), p)
 
 
 def sigmoid(x: Any) -> Any:

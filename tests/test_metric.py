@@ -1,6 +1,7 @@
 """The metric family against loops in NumPy, in double precision, and what its papers are often misread on."""
 
 import functools
+import itertools
 import sys
 from pathlib import Path
 
@@ -606,14 +607,17 @@ def test_a_bad_episode_is_named(name: str, method: str) -> None:
 
 
 @pytest.mark.parametrize("method", LEARNERS)
-def test_under_jit_a_query_label_that_is_no_class_makes_the_loss_nan(method: str) -> None:
+def test_under_jit_a_label_that_is_no_class_makes_the_loss_nan(method: str) -> None:
     episode, learner = to_float32(episode_of(method)), LEARNERS[method]
     params, step = jax.jit(learner.init)(KEY, episode), jax.jit(learner.meta_grad)
-    for label in (-1, 7):
-        strange = episode._replace(query=episode.query._replace(y=episode.query.y.at[0].set(label)))
+    for part, label in itertools.product(("support", "query"), (-1, 7)):
+        batch = getattr(episode, part)
+        strange = episode._replace(**{part: batch._replace(y=batch.y.at[0].set(label))})
         grads, metrics = step(params, strange, KEY)
         assert np.isnan(metrics["loss"])
         assert all(np.isnan(leaf).any() for leaf in jax.tree.leaves(grads))
+        answers = jax.jit(learner.predict)(params, strange.support, strange.query.x, KEY)
+        assert np.isnan(answers).any() == (part == "support")
 
 
 @pytest.mark.parametrize("method", ["prototypical", "matching_fce", "siamese", "relation"])

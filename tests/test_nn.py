@@ -399,6 +399,13 @@ def test_one_kernel_for_all_stays_a_convolution_under_vmap() -> None:
     np.testing.assert_allclose(mapped(x, w), jnp.stack([conv(each, w) for each in x]), rtol=1e-6)
 
 
+def test_a_convolution_of_no_images_has_a_derivative_of_zero() -> None:
+    def total(w):
+        return nn.conv_general_dilated(jnp.ones((0, 4, 4, 2)), w, (1, 1), "SAME", dimension_numbers=LAYOUT).sum()
+
+    np.testing.assert_array_equal(jax.grad(total)(jnp.ones((3, 3, 2, 4))), jnp.zeros((3, 3, 2, 4)))
+
+
 def test_the_default_precision_reaches_the_convolution() -> None:
     x, w = jnp.ones((1, 5, 5, 2)), jnp.ones((3, 3, 2, 4))
     conv = lambda x, w: nn.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=LAYOUT)  # noqa: E731

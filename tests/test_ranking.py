@@ -5,6 +5,7 @@ import json
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 from jaxmeta import cli, presets
@@ -34,12 +35,24 @@ def test_a_run_becomes_a_row_and_a_picture(tmp_path: Path, monkeypatch: pytest.M
         assert (found["query_mode"], found["episodes"], found["source"]["subset"]) == (mode, 3, "test")
         assert (found["source"]["ways"], found["source"]["shots"], found["source"]["queries"]) == (5, 1, 15)
     assert row["transductive"]["episode_hash"] == row["inductive"]["episode_hash"]
-    logits = ranking.prediction(row["settings"])()
+    logits = ranking.prediction(row)()
     assert logits.shape == (75, 5)
     row = {**row, "adaptation_ms": 1.0}
     assert len(ranking.shown(row)) == len(ranking.COLUMNS)
     ranking.draw([row, row], tmp_path / "ranking.png")
     assert (tmp_path / "ranking.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.usefixtures("tfds_dir")
+def test_the_rows_are_of_the_networks_that_the_code_has() -> None:
+    rows = json.loads((Path(ranking.__file__).parent / "results" / "ranking.json").read_text())["rows"]
+    for row in rows:
+        settings = dataclasses.replace(presets.Settings(**row["settings"]), ways=ranking.WAYS, data_dir=None)
+        source, learner = ranking.unseen(settings), presets.build(settings).test_learner
+        episode = jax.eval_shape(source.sample, source.data, jax.random.key(0))
+        assert ranking.count(jax.eval_shape(learner.init, jax.random.key(0), episode)) == row["parameters"], row[
+            "method"
+        ]
 
 
 def test_methods_without_a_run_keep_their_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

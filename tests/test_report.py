@@ -105,9 +105,13 @@ def test_the_readme_s_numbers_are_the_report_s() -> None:
     readme, found = (
         (path / name).read_text() for path, name in ((BENCHMARKS.parent, "README.md"), (BENCHMARKS, "REPORT.md"))
     )
-    intervals = set(re.findall(r"\d+\.\d+ ± \d+\.\d+", readme))
-    assert len(intervals) > 10
-    assert not {interval for interval in intervals if interval not in found}
+    rows = [line for line in readme.splitlines() if re.match(r"\| .*\d ± \d", line)]
+    assert len(rows) > 8
+    for row in rows:
+        method = re.split(r",| on | \*| \|", row[2:])[0]
+        own = [line for line in found.splitlines() if line.startswith(f"| {method}")]
+        for interval in re.findall(r"\d+\.\d+ ± \d+\.\d+", row):
+            assert any(interval in line for line in own), (method, interval)
     errors = re.findall(r"\d: (0\.\d{3}) / (0\.\d{3}) / (0\.\d{3})", readme)
     files = report.results("maml-sinusoid")
     assert errors == [tuple(f"{file['result']['by_step'][steps][0]:.3f}" for steps in (1, 5, 10)) for file in files]
@@ -192,7 +196,13 @@ def test_numbers_are_read_from_where_they_stand(tmp_path: Path, monkeypatch: pyt
     found = {
         "result": evaluation(0.9),
         "evaluations": [evaluation(0.8, mode="inductive")],
-        "lake": {"accuracy": 0.7, "interval": 0.02},
+        "lake": {
+            "accuracy": 0.7,
+            "interval": 0.02,
+            "query_mode": "transductive",
+            "inductive": {"accuracy": 0.6, "interval": 0.03},
+            "verification": {"accuracy": 0.9, "interval": 0.01},
+        },
         "by_instance": {"mean": [0.2, 0.6], "interval": [0.01, 0.03]},
     }
     assert cells.Accuracy(5, 1, None).find(found) == pytest.approx((90, 1))
@@ -203,6 +213,8 @@ def test_numbers_are_read_from_where_they_stand(tmp_path: Path, monkeypatch: pyt
     assert grouped.find(found) is None
     assert grouped.find({"result": {**evaluation(0.7), "source": within}}) == pytest.approx((70, 1))
     assert cells.OneShot("92.0").find(found) == pytest.approx((70, 2))
+    assert cells.OneShot(None, "inductive").find(found) == pytest.approx((60, 3))
+    assert cells.Verification().find(found) == pytest.approx((90, 1))
     assert cells.Presentation(2, None).find(found) == pytest.approx((60, 3))
     assert cells.Error(1, None).find({"result": {"by_step": [[3, 1], [2, 0.5]]}}) == (2, 0.5)
     cell = cells.Cell("M", "Omniglot", "jaxmeta train m", (), (cells.Accuracy(5, 1, "91.0 ± 0.1"),), "a paper", 2000)

@@ -202,6 +202,44 @@ def test_a_cached_trace_serves_calls_that_differentiate_different_things() -> No
     assert float(jnp.abs(ours[0][1]).min()) > 1e-3
 
 
+@pytest.mark.usefixtures("float64")
+def test_the_losses_of_an_inner_loop_that_exchanges_among_tasks_have_their_derivative() -> None:
+    """The gradient of such a loss is a sum over tasks, which the derivative of its value is not."""
+    starts, weights = jnp.array([0.5, 1.2]), jnp.array([1.0, 3.0])
+
+    def outer(start, weight, hvp):
+        loss = lambda w, _: (w - jax.lax.pmean(w, "t")) ** 2 + jnp.sin(w)  # noqa: E731
+        found = adapt(loss, start, None, optimizer=optax.sgd(0.1), steps=2, hvp=hvp)
+        return found.params**2 + weight * found.losses.sum()
+
+    ours, stock = (
+        jax.jit(jax.vmap(jax.grad(functools.partial(outer, hvp=hvp)), axis_name="t"))(starts, weights)
+        for hvp in ("forward_over_reverse", "reverse_over_reverse")
+    )
+    np.testing.assert_allclose(ours, stock, rtol=1e-12)
+
+
+@pytest.mark.usefixtures("float64")
+def test_the_losses_have_their_derivative_inside_shard_map() -> None:
+    """Parameters differ between devices, and what all share of the loss gets the sum."""
+    mesh, starts = jax.sharding.Mesh(jax.devices()[:2], ("t",)), jnp.array([0.5, 1.2])
+
+    def one(penalty, start, hvp):
+        found = adapt(lambda w, _: penalty * w**2 + jnp.sin(w), start, None, optimizer=optax.sgd(0.1), steps=2, hvp=hvp)
+        return found.params**2 + found.losses.sum()
+
+    def divided(penalty, starts, hvp):
+        share = lambda penalty, start: jax.lax.psum(one(penalty, start[0], hvp), "t")  # noqa: E731
+        return jax.shard_map(share, mesh=mesh, in_specs=(jax.P(), jax.P("t")), out_specs=jax.P())(penalty, starts)
+
+    def plain(penalty, starts):
+        return sum(one(penalty, start, "reverse_over_reverse") for start in starts)
+
+    args = jnp.array(0.7), starts
+    found = jax.jit(jax.grad(functools.partial(divided, hvp="forward_over_reverse"), (0, 1)))(*args)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-12), found, jax.grad(plain, (0, 1))(*args))
+
+
 def test_low_precision_parameters_keep_their_type() -> None:
     params = {"a": jnp.ones(2, jnp.bfloat16), "b": jnp.ones(2)}
 

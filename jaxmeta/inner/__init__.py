@@ -1,6 +1,6 @@
 """The inner loop: a task's own optimisation, as a pure function of its starting point."""
 
-from jaxmeta.inner._adapt import Adapted, adapt, check_inner_loop, check_minibatches, check_varies_alike, split_aux
+from jaxmeta.inner._adapt import Adapted, adapt, check_inner_loop, check_minibatches, split_aux
 from jaxmeta.inner._minibatch import minibatch_indices, minibatches
 from jaxmeta.inner._optimizers import check_differentiable, clip_by_global_norm, sgd
 from jaxmeta.inner._partition import mask_by_path, merge, partition
@@ -16,7 +16,6 @@ __all__ = [
     "check_differentiable",
     "check_inner_loop",
     "check_minibatches",
-    "check_varies_alike",
     "clip_by_global_norm",
     "log_sign",
     "mask_by_path",

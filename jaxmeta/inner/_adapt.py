@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxmeta._gradient import check_varies_alike
 from jaxmeta.inner._partition import merge, partition
 from jaxmeta.inner._remat import Remat, choose_levels, scan
 from jaxmeta.inner._second_order import Hvp, value_and_grad
@@ -86,8 +87,8 @@ def adapt(
             which is as JAX does on its own: it keeps every step's intermediates, and with few steps may be faster for
             it, a max-pooling Conv4 with K = 5 by a quarter on CPU (`benchmarks/peers/compare_peers.py`). Take that too
             for a loss with a hand-written derivative that is no true gradient, as of a straight-through estimator, a
-            spiking unit, reversed or clipped gradients. None for the first from two steps on, and the second with one,
-            where it keeps as little.
+            spiking unit, reversed or clipped gradients, and where a loss with a collective is mapped over tasks inside
+            the derivative. None for the first from two steps on, and the second with one, where it keeps as little.
         remat: levels of checkpoints. 0 keeps every step's residuals; 1 runs each step again; 2 runs segments of
             sqrt(K) steps again, and n keeps about n K^(1/n) inner states. `"auto"`: the fewest with which what is
             kept takes no more memory than one step does on its own.
@@ -198,18 +199,6 @@ def split_aux(found: Any, has_aux: bool) -> tuple[Any, Any]:
     if not isinstance(found, tuple) or len(found) != 2:
         raise TypeError(f"has_aux=True wants loss_fn to return (loss, aux), but it returned {found!r}")
     return found
-
-
-def check_varies_alike(loss: Any, params: Any) -> None:
-    """Raises if a `jax.shard_map` would sum the gradients over devices."""
-    axes = jax.typeof(loss).mat.varying if isinstance(loss, jax.Array) else frozenset()
-    if any(alone := axes - jax.typeof(leaf).mat.varying for leaf in jax.tree.leaves(params)):
-        names = tuple(sorted(alone))
-        raise ValueError(
-            f"inside jax.shard_map the loss differs along the mesh axes {names} and params do not, so that JAX would "
-            f"sum gradients over them: give params as jax.lax.pcast(params, {names}, to='varying'), or shard_map "
-            "check_vma=False"
-        )
 
 
 def _scalar(loss: Any) -> jax.Array:

@@ -70,7 +70,8 @@ def sgd(rates: Any, *, per_step: bool = False) -> optax.GradientTransformation:
             rates are NaN.
 
     Returns:
-        An Optax transformation, differentiable in `rates`.
+        An Optax transformation, differentiable in `rates`. Its `update` raises a `ValueError` for gradients of another
+        structure than theirs.
 
     >>> optimizer = sgd({"w": jnp.array([0.1, 0.2])}, per_step=True)
     >>> state = optimizer.init({"w": jnp.array(1.0)})
@@ -90,6 +91,11 @@ def sgd(rates: Any, *, per_step: bool = False) -> optax.GradientTransformation:
         now = (
             jax.tree.map(lambda rate: rate.at[state].get(mode="fill", fill_value=jnp.nan), rates) if per_step else rates
         )
+        if jax.tree.structure(now) != jax.tree.structure(updates):
+            raise ValueError(
+                "rates must be a tree of arrays like that of the parameters, but differ from it in structure; "
+                "optax.sgd takes one rate for all"
+            )
         return jax.tree.map(lambda rate, grad: -rate * grad, now, updates), state + 1
 
     return optax.GradientTransformation(lambda params: jnp.zeros((), jnp.int32), update)

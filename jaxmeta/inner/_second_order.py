@@ -82,18 +82,22 @@ def _forward_over_reverse(loss: Callable[[Any, Any], tuple[jax.Array, Any]]) -> 
         (value_cotangent, _), directions = cotangents
         chosen = [i for i, mark in enumerate(differentiated) if mark.size]
 
+        part = [others[i] for i in chosen]
+
+        def value(params: Any, part: list[jax.Array]) -> jax.Array:
+            filled = list(others)
+            for i, other in zip(chosen, part, strict=True):
+                filled[i] = other
+            return loss(params, filled)[0]
+
         def joint_gradient(params: Any) -> tuple[Any, Any]:
-            def value(params: Any, part: list[jax.Array]) -> jax.Array:
-                filled = list(others)
-                for i, other in zip(chosen, part, strict=True):
-                    filled[i] = other
-                return loss(params, filled)[0]
+            return jax.grad(value, argnums=(0, 1))(params, part)
 
-            return jax.grad(value, argnums=(0, 1))(params, [others[i] for i in chosen])
-
-        gradient, products = jax.jvp(joint_gradient, (params,), (jax.tree.map(_instantiate, directions, params),))
+        _, products = jax.jvp(joint_gradient, (params,), (jax.tree.map(_instantiate, directions, params),))
         if not isinstance(value_cotangent, SymbolicZero):
-            products = jax.tree.map(lambda g, h: (value_cotangent * g).astype(h.dtype) + h, gradient, products)
+            # Not the cotangent times the gradient: across devices or a named axis, the gradient may be a sum.
+            pulled = jax.vjp(value, params, part)[1](value_cotangent)
+            products = jax.tree.map(lambda g, h: g.astype(h.dtype) + h, pulled, products)
         of_params, of_chosen = products
         of_others: list[Any] = [None] * len(others)
         for i, cotangent in zip(chosen, of_chosen, strict=True):

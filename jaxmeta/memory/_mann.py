@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxmeta._gradient import outer_gradient
 from jaxmeta.episode import Batch, Episode, check_batch, check_episode, check_inputs, concatenate
 from jaxmeta.learner import MetaLearner, Metrics, Params
 from jaxmeta.memory._cell import MANN, CellState, Trace
@@ -120,8 +121,7 @@ def mann(model: MANN, *, ways: int, code: Code = "one_hot") -> MetaLearner:
             reading = read_episode(model, params, batch, key, ways=ways, code=code)
             return reading.loss, _metrics(reading, ways)
 
-        grads, metrics = jax.grad(objective, has_aux=True)(params)
-        return grads, metrics
+        return outer_gradient(objective, params)
 
     def predict(params: Params, support: Batch, query_x: jax.Array, key: jax.Array) -> jax.Array:
         order_key, word_key = jax.random.split(key)

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxmeta._gradient import outer_gradient
 from jaxmeta.episode import Batch, Episode, check_batch, check_episode, check_inputs
 from jaxmeta.learner import MetaLearner, Metrics, Params
 from jaxmeta.losses import cross_entropy, score
@@ -192,7 +193,8 @@ def metanet(
     """MetaNet: fast weights from gradients, fetched by attention.
 
     The embedding loss of the representation learner is a cross-entropy where there is one support example of each
-    class, and contrastive, on random pairs, where there are more.
+    class, and contrastive, on random pairs, where there are more: trained on the one, a network has not seen the
+    gradients of the other.
 
     Args:
         model: the architecture of base and representation learner; `model.outputs` are the ways.
@@ -246,10 +248,10 @@ def metanet(
 
         def objective(params: MetaNetParams) -> tuple[jax.Array, Metrics]:
             found = answer(params, episode.support, episode.query.x, key)
-            return cross_entropy(found, episode.query.y), dict([score(found, episode.query.y)])
+            loss = cross_entropy(found, episode.query.y)
+            return loss, {**dict([score(found, episode.query.y)]), "loss": loss}
 
-        (loss, metrics), grads = jax.value_and_grad(objective, has_aux=True)(params)
-        return grads, {**metrics, "loss": loss}
+        return outer_gradient(objective, params)
 
     return MetaLearner(init, meta_grad, answer)
 

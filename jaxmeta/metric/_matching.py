@@ -15,8 +15,8 @@ The simple form has f = g = the encoder. Full context embeddings (FCE) let every
 | a | exp of `Comparison.log_kernel` | | T | `temperature` |
 
 Cosines lie in [-1, 1], so at T = 1 no class can have more than e / (e + (N - 1) / e): 0.649 with 5 ways, 0.280 with 20.
-After a ReLU they lie in [0, 1], and it is e / (e + N - 1): 0.405 and 0.125. Training is then slow; a temperature near
-0.1 mends it. The loss is -log P: P is normalised already, and no softmax is taken of it again.
+After a ReLU they lie in [0, 1], and it is e / (e + N - 1): 0.405 and 0.125, so that the loss cannot come near 0. At
+T = 0.1 it can. The loss is -log P: P is normalised already, and no softmax is taken of it again.
 """
 
 from collections.abc import Sequence

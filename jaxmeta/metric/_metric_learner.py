@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from jaxmeta._gradient import outer_gradient
 from jaxmeta.episode import Batch, Episode, are_classes, check_batch, check_inputs, check_is_episode, is_classification
-from jaxmeta.inner import check_varies_alike
 from jaxmeta.learner import Comparison, MetaLearner, Metrics, Model, Params
 from jaxmeta.losses import accuracy, cross_entropy
 from jaxmeta.metric._kernels import label_sum
@@ -40,9 +40,14 @@ def metric_learner(
     def compare_all(params: Params, support: Batch, query_x: jax.Array, key: jax.Array) -> Comparison:
         return compare(params, support, query_x, check_support(support, ways), key)
 
+    # Not everything sees a label that is no class, and under `jax.jit` nobody can refuse it.
+    def known(labels: jax.Array, support: Batch) -> jax.Array:
+        return are_classes(labels, count_ways(support, ways)).all()
+
     def predict(params: Params, support: Batch, query_x: jax.Array, key: jax.Array) -> jax.Array:
         found = compare_all(params, support, query_x, key)
-        return label_sum(found.log_kernel, found.labels, count_ways(support, ways))
+        log_probs = label_sum(found.log_kernel, found.labels, count_ways(support, ways))
+        return jnp.where(known(support.y, support), log_probs, jnp.nan)
 
     def meta_grad(params: Params, episode: Episode, key: jax.Array) -> tuple[Params, Metrics]:
         check_labelled(episode, ways)
@@ -51,14 +56,11 @@ def metric_learner(
             found = compare_all(params, episode.support, episode.query.x, key)
             log_probs = label_sum(found.log_kernel, found.labels, count_ways(episode.support, ways))
             labels = episode.query.y
-            # Not every loss sees a label that is no class, and under `jax.jit` nobody can refuse it.
-            known = are_classes(labels, log_probs.shape[1]).all()
-            value = loss(params, found, log_probs, episode) * jnp.where(known, 1.0, jnp.nan).astype(log_probs.dtype)
-            check_varies_alike(value, params)
+            sound = known(labels, episode.support) & known(episode.support.y, episode.support)
+            value = loss(params, found, log_probs, episode) * jnp.where(sound, 1.0, jnp.nan).astype(log_probs.dtype)
             return value, {"loss": value, "accuracy": accuracy(log_probs, labels)}
 
-        (_, metrics), grads = jax.value_and_grad(objective, has_aux=True)(params)
-        return grads, metrics
+        return outer_gradient(objective, params)
 
     def checked_init(key: jax.Array, episode: Episode) -> Params:
         check_is_episode(episode)

@@ -106,6 +106,8 @@ def _over_slices(x: jax.Array, g: jax.Array, **params: Any) -> jax.Array:
         return _channels_as_images(x, g, **params).astype(wide)
 
     images, largest = x.shape[0], max(x.nbytes, g.nbytes, 1)
+    if not images:
+        return _channels_as_images(x, g, **params)
     fitting, few = (limit * images // largest for limit in (_SLICE_BYTES, _FEW_BYTES))
     size = min(images, max(1, fitting, min(few, _FEW_IMAGES)))
     whole = images - images % size

@@ -24,7 +24,8 @@ import jax.numpy as jnp
 import optax
 from jax.core import Tracer
 
-from jaxmeta._precision import wide_norm
+from jaxmeta._gradient import outer_gradient
+from jaxmeta._precision import wide, wide_norm
 from jaxmeta.episode import Episode, check_is_episode
 from jaxmeta.inner import adapt, merge, partition
 from jaxmeta.learner import MetaLearner, Metrics, Model
@@ -102,13 +103,16 @@ def imaml_grad(
         tangent = jax.jvp(lambda phi: support_gradient(phi, psi), (phi,), (v,))[1]
         return jax.tree.map(lambda leaf: leaf / proximal, tangent)
 
-    (_, metrics), query_gradient = jax.value_and_grad(evaluate, has_aux=True)(adapted.params, episode.query)
+    query_gradient, metrics = outer_gradient(lambda params: evaluate(params, episode.query), adapted.params)
     of_phi, of_psi = query_gradient, None
     if psi is not None:
         of_phi, of_psi = partition(query_gradient, mask)
     solve = _conjugate_gradients if solver == "cg" else _neumann
-    v, stopped = solve(product, of_phi, solver_steps, damping)
-    missing = jax.tree.map(lambda b, x, p: b - (1 + damping) * x - p, of_phi, v, product(v))
+    unit = _unit(of_phi)
+    right = _scaled(1 / unit, of_phi)
+    solution, stopped = solve(product, right, solver_steps, damping)
+    missing = jax.tree.map(lambda b, x, p: b - (1 + damping) * x - p, right, solution, product(solution))
+    v = _scaled(unit, solution)
     if psi is not None:
         _, pull = jax.vjp(lambda psi: support_gradient(phi, psi), psi)
         of_psi = jax.tree.map(lambda direct, cross: direct - cross / proximal, of_psi, pull(v)[0])
@@ -118,9 +122,11 @@ def imaml_grad(
     )
     reports = {
         "inner_residual": _ratio(wide_norm(end), wide_norm(start)),
-        "solver_residual": _ratio(wide_norm(missing), wide_norm(of_phi)),
+        "solver_residual": _ratio(wide_norm(missing), wide_norm(right)),
         "solver_stopped": stopped,
     }
+    if taken := sorted(metrics.keys() & reports.keys()):
+        raise ValueError(f"loss_fn must not call a metric {taken[0]!r}: imaml_grad reports its own under that name")
     return merge(v, of_psi), {**metrics, **reports}
 
 
@@ -250,6 +256,18 @@ def _dot(a: Any, b: Any) -> jax.Array:
 def _add_scaled(a: Any, scale: jax.Array, b: Any) -> Any:
     """The sum of `a` and `scale` times `b`, in the types of `a`."""
     return jax.tree.map(lambda x, y: (x + scale * y).astype(x.dtype), a, b)
+
+
+def _unit(tree: Any) -> jax.Array:
+    """A power of two next to the largest entry, without which squares of small gradients would be 0; 1 if that is 0."""
+    largest = functools.reduce(jnp.maximum, (jnp.max(jnp.abs(leaf), initial=0) for leaf in jax.tree.leaves(tree)))
+    exponent = jnp.frexp(largest.astype(wide(largest.dtype)))[1]
+    return jnp.ldexp(1.0, jnp.where((largest > 0) & jnp.isfinite(largest), exponent, 0))
+
+
+def _scaled(scale: jax.Array, tree: Any) -> Any:
+    """The tree times `scale`, in its own types."""
+    return jax.tree.map(lambda leaf: (scale * leaf).astype(leaf.dtype), tree)
 
 
 def _ratio(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -30,12 +30,13 @@ import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
 
+from jaxmeta._gradient import outer_gradient
 from jaxmeta.episode import Batch, Episode
 from jaxmeta.inner import Adapted, check_inner_loop, log_sign
 from jaxmeta.learner import MetaLearner, Metrics, Model, Params
 from jaxmeta.losses import cross_entropy
 from jaxmeta.nn import lstm_update
-from jaxmeta.optimization._gradient_learner import check_learnable, check_outputs, init_model, predict_from, task_of
+from jaxmeta.optimization._gradient_learner import check_learnable, init_model, predict_from, task_of
 
 Feedback = Literal["gate", "pre_sigmoid"]
 
@@ -244,15 +245,13 @@ def lstm_meta_learner(
 
     def meta_grad(params: MetaLSTM, episode: Episode, key: jax.Array) -> tuple[MetaLSTM, Metrics]:
         del key
-        check_learnable(episode)
-        for batch in episode:
-            check_outputs(model, params.start, batch)
+        check_learnable(episode, model, params.start)
 
         def outer(params: MetaLSTM) -> tuple[jax.Array, Metrics]:
-            return task.scored_loss_fn(run(params, episode.support, steps).params, episode.query)
+            value, metrics = task.scored_loss_fn(run(params, episode.support, steps).params, episode.query)
+            return value, {**metrics, "loss": value}
 
-        (value, metrics), grads = jax.value_and_grad(outer, has_aux=True)(params)
-        return grads, {**metrics, "loss": value}
+        return outer_gradient(outer, params)
 
     def adapted(params: MetaLSTM, support: Batch, key: jax.Array, return_path: bool) -> Adapted:
         del key, return_path

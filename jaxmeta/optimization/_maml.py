@@ -20,8 +20,9 @@ from typing import Any
 import jax
 import optax
 
+from jaxmeta._gradient import outer_gradient
 from jaxmeta.episode import Episode, check_is_episode
-from jaxmeta.inner import Hvp, Remat, adapt, check_differentiable, check_inner_loop, check_varies_alike, partition
+from jaxmeta.inner import Hvp, Remat, adapt, check_differentiable, check_inner_loop, partition
 from jaxmeta.learner import MetaLearner, Metrics, Model
 from jaxmeta.losses import cross_entropy
 from jaxmeta.optimization._gradient_learner import gradient_learner, with_metrics
@@ -100,12 +101,9 @@ def maml_grad(
             hvp=hvp,
             remat=remat,
         )
-        found = evaluate(adapted.params, episode.query)
-        check_varies_alike(found[0], params)
-        return found
+        return evaluate(adapted.params, episode.query)
 
-    (_, metrics), grads = jax.value_and_grad(outer, has_aux=True)(params)
-    return grads, metrics
+    return outer_gradient(outer, params)
 
 
 def fomaml_grad(
@@ -144,8 +142,7 @@ def fomaml_grad(
         minibatched=minibatched,
         mask=mask,
     )
-    (_, metrics), grads = jax.value_and_grad(evaluate, has_aux=True)(adapted.params, episode.query)
-    return grads, metrics
+    return outer_gradient(lambda params: evaluate(params, episode.query), adapted.params)
 
 
 def maml(

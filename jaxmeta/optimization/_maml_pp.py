@@ -13,6 +13,7 @@ equal, and move to the last step as epochs go by; after that the last step alone
 asked, inner gradients are taken as constants, as in first-order MAML.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxmeta._gradient import outer_gradient
 from jaxmeta.episode import Batch, Episode
 from jaxmeta.inner import Adapted, Hvp, Remat, adapt, check_inner_loop, mask_by_path, partition, sgd
 from jaxmeta.learner import Carried, MetaLearner, Metrics, Model, Params, Replacement
@@ -153,7 +155,7 @@ def maml_pp(
 
     def meta_grad(params: MamlPPParams, episode: Episode, key: jax.Array) -> tuple[MamlPPParams, Metrics]:
         del key
-        check_learnable(episode)
+        check_learnable(episode, model, at_step(params.params, jnp.array(0)))
         now = params.outer_step.value
 
         def query(point: Params, step: jax.Array) -> tuple[jax.Array, Metrics]:
@@ -175,15 +177,14 @@ def maml_pp(
             return final, {**metrics, "meta_loss": final}
 
         def gradient(first_order: bool) -> Callable[[Any], Any]:
-            return lambda learned: jax.value_and_grad(meta_loss, has_aux=True)(learned, first_order)
+            return functools.partial(outer_gradient, lambda learned: meta_loss(learned, first_order))
 
         learned = (params.params, params.rates)
         if first_order_epochs:
             early = now < epoch * first_order_epochs
-            (_, metrics), grads = jax.lax.cond(early, gradient(True), gradient(False), learned)
+            (of_params, of_rates), metrics = jax.lax.cond(early, gradient(True), gradient(False), learned)
         else:
-            (_, metrics), grads = gradient(False)(learned)
-        of_params, of_rates = grads
+            (of_params, of_rates), metrics = gradient(False)(learned)
         return MamlPPParams(of_params, of_rates, Replacement(now + 1)), metrics
 
     def predict(params: MamlPPParams, support: Batch, query_x: jax.Array, key: jax.Array) -> jax.Array:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
+from jaxmeta._gradient import outer_gradient
 from jaxmeta.episode import Batch, Episode, check_is_episode
 from jaxmeta.inner import Adapted, Hvp, Remat, adapt, check_inner_loop, partition, sgd
 from jaxmeta.learner import MetaLearner, Metrics, Model, Params
@@ -83,8 +84,7 @@ def meta_sgd_grad(
         )
         return evaluate(adapted.params, episode.query)
 
-    (_, metrics), grads = jax.value_and_grad(outer, has_aux=True)(params)
-    return grads, metrics
+    return outer_gradient(outer, params)
 
 
 def meta_sgd(
@@ -138,7 +138,7 @@ def meta_sgd(
 
     def meta_grad(params: WithRates, episode: Episode, key: jax.Array) -> tuple[WithRates, Metrics]:
         del key
-        check_learnable(episode)
+        check_learnable(episode, model, params.params)
         return meta_sgd_grad(
             task.scored_loss_fn, params, episode, steps=steps, mask=mask, has_aux=True, hvp=hvp, remat=remat
         )

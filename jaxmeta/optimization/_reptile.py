@@ -26,7 +26,7 @@ from jaxmeta.episode import Batch, Episode, check_episode, concatenate
 from jaxmeta.inner import Adapted, adapt, check_inner_loop, minibatches, partition
 from jaxmeta.learner import Carried, MetaLearner, Metrics, Model, Params, Replacement
 from jaxmeta.losses import cross_entropy
-from jaxmeta.optimization._gradient_learner import init_model, predict_from, task_of, with_metrics
+from jaxmeta.optimization._gradient_learner import check_outputs, init_model, predict_from, task_of, with_metrics
 
 
 class WithInnerState(NamedTuple):
@@ -196,7 +196,9 @@ def reptile(
         check_episode(episode)
         if not sum(len(batch.y) for batch in episode):
             raise ValueError("support and query hold no examples: Reptile trains on both together")
-        adapted = run(params, concatenate(*episode), key, steps, batch_size)
+        batch = concatenate(*episode)
+        check_outputs(model, params.params if persistent else params, batch)
+        adapted = run(params, batch, key, steps, batch_size)
         if not persistent:
             return _displacement(params, adapted.params, inner_lr), _last(adapted.aux)
         grads = _displacement(params.params, adapted.params, inner_lr)

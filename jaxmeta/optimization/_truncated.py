@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import optax
 
+from jaxmeta._gradient import outer_gradient
 from jaxmeta.episode import Episode, check_is_episode
 from jaxmeta.inner import Hvp, Remat, adapt, check_differentiable, check_inner_loop, check_minibatches, partition
 from jaxmeta.learner import MetaLearner, Metrics, Model
@@ -103,8 +104,7 @@ def truncated_maml_grad(
         adapted = inner(params, last, steps=backprop_steps, opt_state=state, hvp=hvp, remat=remat)
         return evaluate(adapted.params, episode.query)
 
-    (_, metrics), grads = jax.value_and_grad(outer, has_aux=True)(start.params)
-    return grads, metrics
+    return outer_gradient(outer, start.params)
 
 
 def truncated_maml(

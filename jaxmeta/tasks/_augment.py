@@ -20,7 +20,7 @@ def turns_and_shifts(turn: float = jnp.pi / 16, shift: float = 0.1) -> Callable[
         outside the images is 0.
 
     Raises:
-        ValueError: a bound is negative, or images do not have that shape.
+        ValueError: a bound is negative or not finite, or images do not have that shape.
 
     >>> turns_and_shifts(0.0, 0.0)(jnp.ones((2, 4, 4, 1)), jax.random.key(0)).sum().item()
     32.0
@@ -28,8 +28,8 @@ def turns_and_shifts(turn: float = jnp.pi / 16, shift: float = 0.1) -> Callable[
     References:
         Santoro, Bartunov, Botvinick, Wierstra, Lillicrap 2016, arXiv:1605.06065, section 4.
     """
-    if turn < 0 or shift < 0:
-        raise ValueError(f"turn={turn} and shift={shift} must not be negative")
+    if not (0 <= turn < jnp.inf and 0 <= shift < jnp.inf):
+        raise ValueError(f"turn={turn} and shift={shift} must be finite and not negative")
     return lambda images, key: _move(images, _draw(images, key, (turn, 0, 0, 0, 0, shift, shift)))
 
 

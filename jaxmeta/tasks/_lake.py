@@ -176,7 +176,7 @@ def modified_hausdorff(first: np.ndarray, second: np.ndarray) -> float:
         second: the other.
 
     Raises:
-        ValueError: an image has no ink, or values outside [0, 1].
+        ValueError: an image has no ink, another shape, or values outside [0, 1].
 
     >>> image = np.zeros((5, 5))
     >>> image[1, 1:4] = 1
@@ -193,6 +193,8 @@ def modified_hausdorff(first: np.ndarray, second: np.ndarray) -> float:
 
 def _points(image: np.ndarray) -> np.ndarray:
     image = np.asarray(image)
+    if image.ndim not in (2, 3) or image.shape[2:] not in ((), (1,)):
+        raise ValueError(f"an image must have shape [h, w] or [h, w, 1], but one has {image.shape}")
     if not (image >= 0).all() or not (image <= 1).all():
         raise ValueError(f"images must lie in [0, 1], but one lies in [{image.min()}, {image.max()}]")
     points = np.argwhere(image.reshape(image.shape[:2]) > 0.5).astype(np.float64)
@@ -207,11 +209,16 @@ def hausdorff_baseline(runs: Episode) -> np.ndarray:
     Args:
         runs: what `lake_runs` or `draw_runs` gives.
 
+    Raises:
+        ValueError: arrays have no leading axis of runs, or `modified_hausdorff` refuses an image.
+
     >>> from jaxmeta import tasks
     >>> letters = tasks.glyphs("test", classes=50, image_size=16)._replace(groups=("one",) * 10)
     >>> hausdorff_baseline(draw_runs(letters, runs=2, ways=4)).shape
     (2,)
     """
+    if np.ndim(runs.support.y) != 2:
+        raise ValueError(f"runs must have a leading axis of runs, but support.y has shape {np.shape(runs.support.y)}")
     wrong = []
     for support, query, labels, answers in zip(
         *(np.asarray(x) for x in (runs.support.x, runs.query.x, runs.support.y, runs.query.y)), strict=True

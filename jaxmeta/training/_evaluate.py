@@ -82,7 +82,8 @@ def evaluate(
         seed: what to draw them from.
         query_mode: `"transductive"`: the learner sees all queries of an episode at once, as in MAML's code, so
             batch normalisation shares information among them. `"inductive"`: it sees each query alone with the
-            support inputs, so that a prediction does not depend on the company its query keeps.
+            support inputs, so that a prediction does not depend on the company its query keeps. Methods that embed both
+            sets as one batch then normalise by the support inputs twice, and the query once.
         by_step: judge after every adaptation step, where the learner adapts in steps, and not after the last alone.
             The queries are predicted once for each, which takes longer than to adapt where inductive ones are many.
         chunk: episodes mapped at once; None chooses, see `batch_meta_grad`.
@@ -91,7 +92,8 @@ def evaluate(
         An `Evaluation`.
 
     Raises:
-        TypeError: `learner` or `source` is of another kind, `episodes` no int, or the source gives no `Episode`.
+        TypeError: `learner` or `source` is of another kind, `episodes` or `chunk` no int, or the source gives no
+            `Episode`.
         ValueError: `episodes` is less than 2, `chunk` less than 1, `query_mode` is unknown, or the source's episodes
             have no queries, or labels that the learner has no answer for, or, judged inductively, support inputs and
             queries of two shapes.
@@ -112,7 +114,7 @@ def evaluate(
     episodes = check_int("episodes", episodes)
     if episodes < 2:
         raise ValueError(f"episodes must be 2 or more for an interval, but is {episodes}")
-    if chunk is not None and chunk < 1:
+    if chunk is not None and check_int("chunk", chunk) < 1:
         raise ValueError(f"chunk must be 1 or more, but is {chunk}")
     root = jax.random.key(seed)
     keys = jax.random.split(root, episodes)
