@@ -84,7 +84,7 @@ def test_memory_does_not_grow_with_the_number_of_tasks() -> None:
 
     def temp_bytes(count: int) -> int:
         _, episodes = problem(count)  # and as wide as to weigh something, if they were copied
-        episodes = jax.tree.map(lambda leaf: jnp.tile(leaf, (1, 1, 500 // leaf.shape[-1])), episodes)
+        episodes = Episode(*(batch._replace(x=jnp.tile(batch.x, (1, 1, 500))) for batch in episodes))
         params = wide.init(jax.random.key(0), jax.tree.map(lambda leaf: leaf[0], episodes))
         step = jax.jit(lambda p, e: batch_meta_grad(wide, p, e, jax.random.key(0), chunk=1, devices=1))
         return step.lower(params, episodes).compile().memory_analysis().temp_size_in_bytes
@@ -133,7 +133,6 @@ def test_the_memory_estimate_counts_what_is_alive() -> None:
         ({"chunk": 4}, "chunk=4 must divide the number of tasks on a device, which is 6"),
         ({"chunk": 4, "devices": 2}, "chunk=4 must divide the number of tasks on a device, which is 3"),
         ({"chunk": 0}, "chunk=0 must divide"),
-        ({"chunk": 2.0}, "chunk must be an int, but is 2.0"),
         ({"devices": 4}, "devices=4 must divide the number of tasks, 6, and be among the 2 present"),
         ({"devices": 0}, "devices=0 must divide"),
     ],
@@ -142,6 +141,13 @@ def test_what_does_not_divide_is_named(kwargs, message: str) -> None:
     params, episodes = problem(6)
     with pytest.raises(ValueError, match=message):
         batch_meta_grad(LEARNER, params, episodes, jax.random.key(0), **kwargs)
+
+
+@pytest.mark.parametrize("name", ["chunk", "devices"])
+def test_numbers_of_tasks_and_devices_are_whole(name: str) -> None:
+    params, episodes = problem(6)
+    with pytest.raises(TypeError, match=f"{name} must be an int, but is 2.0"):
+        batch_meta_grad(LEARNER, params, episodes, jax.random.key(0), **{name: 2.0})
 
 
 def test_arrays_that_disagree_on_the_tasks_are_named() -> None:
