@@ -96,6 +96,7 @@ def test_imports_run_one_way(path: Path) -> None:
         "losses",
         "_memory",
         "_precision",
+        "_gradient",
         "learner",
         "meta_batch",
         "inner",
