@@ -357,6 +357,14 @@ CELLS = {
         "Not the training of `matching-omniglot-1shot`: 5 ways for 60 and 16,000 episodes for 6,000, with cosines "
         "divided by 0.1, where the paper has no temperature.",
     ),
+    "matching-omniglot-as-fce": Cell(
+        "Matching Networks, trained as those with full context",
+        "Omniglot",
+        "jaxmeta train matching --dataset omniglot --train-ways 5 --meta-batch 4 --steps 4000 --halve-every 700",
+        (),
+        (Accuracy(5, 1, None),),
+        "no paper prints it: for comparison with the row above",
+    ),
     # Classes turned one by one and four episodes in a step, for a shorter training than 1,000,000 episodes.
     "relation-omniglot-5w1s": Cell(
         "Relation Networks",
