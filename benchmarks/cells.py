@@ -394,8 +394,8 @@ CELLS = {
         "Koch, Zemel, Salakhutdinov 2015",
         None,
         "A smaller network, batch-normalised and without a dense layer, on smaller images, alphabets turned whole, and "
-        "a shorter training, at whose end 89 % of its own trials, distorted, come out right. All drawers train, of "
-        "alphabets with 20 characters or more. Runs are drawn here, one of each of 20 evaluation alphabets, where the "
+        "a shorter training, at whose end 92 % of its own distorted trials come out right, by Adam. All drawers train, "
+        "of alphabets with 20 characters or more. Runs are drawn here, one of each of 20 evaluation alphabets, where the "
         "official ones are two of each of ten: pixels alone (modified Hausdorff) err on 41.5 % of them for 38.8 % "
         "there. Other episodes too are of one alphabet, but by any drawers.",
     ),
