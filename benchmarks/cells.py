@@ -357,14 +357,6 @@ CELLS = {
         "Not the training of `matching-omniglot-1shot`: 5 ways for 60 and 16,000 episodes for 6,000, with cosines "
         "divided by 0.1, where the paper has no temperature.",
     ),
-    "matching-omniglot-as-fce": Cell(
-        "Matching Networks, trained as those with full context",
-        "Omniglot",
-        "jaxmeta train matching --dataset omniglot --train-ways 5 --meta-batch 4 --steps 4000 --halve-every 700",
-        (),
-        (Accuracy(5, 1, None),),
-        "no paper prints it: for comparison with the row above",
-    ),
     # Classes turned one by one and four episodes in a step, for a shorter training than 1,000,000 episodes.
     "relation-omniglot-5w1s": Cell(
         "Relation Networks",
@@ -393,11 +385,11 @@ CELLS = {
         ),
         "Koch, Zemel, Salakhutdinov 2015",
         None,
-        "A smaller network, batch-normalised and without a dense layer, on smaller images, alphabets turned whole, and "
-        "a shorter training, at whose end 92 % of its own distorted trials come out right, by Adam. All drawers train, "
-        "of alphabets with 20 characters or more. Runs are drawn here, one of each of 20 evaluation alphabets, where the "
-        "official ones are two of each of ten: pixels alone (modified Hausdorff) err on 41.5 % of them for 38.8 % "
-        "there. Other episodes too are of one alphabet, but by any drawers.",
+        "A smaller network, batch-normalised and without a dense layer, on smaller images, alphabets turned whole, "
+        "and a shorter training, at whose end 92 % of its own distorted trials come out right, by Adam. All drawers "
+        "train, of alphabets with 20 characters or more. Runs are drawn here, one of each of 20 evaluation "
+        "alphabets, where the official ones are two of each of ten: pixels alone (modified Hausdorff) err on 41.5 % "
+        "of them for 38.8 % there. Other episodes too are of one alphabet, but by any drawers.",
     ),
     "mann-omniglot": _mann(
         "MANN, LRUA",

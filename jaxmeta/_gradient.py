@@ -17,7 +17,7 @@ def outer_gradient(outer: Callable[[Any], tuple[jax.Array, Any]], params: Any) -
         ValueError: inside `jax.shard_map`, the loss differs between devices and `params` do not.
 
     >>> grads, metrics = outer_gradient(lambda w: (w**2, {"error": w}), 3.0)
-    >>> float(grads), metrics["error"]
+    >>> float(grads), float(metrics["error"])
     (6.0, 3.0)
     """
 
