@@ -83,11 +83,9 @@ def check_outputs(model: Model, params: Params, batch: Batch) -> None:
             raise ValueError(f"the model has {outputs} outputs, but the labels are {low}..{high}")
 
 
-def check_learnable(episode: Episode, model: Model, params: Params) -> None:
-    """Raises if an episode is not well-formed, has labels that the model has no output for, or no queries."""
+def check_learnable(episode: Episode) -> None:
+    """Raises if an episode is not well-formed, or has no queries to take an outer loss on."""
     check_episode(episode)
-    for batch in episode:
-        check_outputs(model, params, batch)
     if not len(episode.query.y):
         raise ValueError("query holds no examples, and the outer loss is taken on the query set: give it some")
 
@@ -132,7 +130,9 @@ def gradient_learner(
 
     def meta_grad(params: Params, episode: Episode, key: jax.Array) -> tuple[Params, Metrics]:
         del key
-        check_learnable(episode, model, params)
+        check_learnable(episode)
+        for batch in episode:
+            check_outputs(model, params, batch)
         return estimator(
             task.scored_loss_fn, params, episode, optimizer=inner_optimizer, steps=steps, mask=mask, has_aux=True
         )

@@ -36,7 +36,7 @@ from jaxmeta.inner import Adapted, check_inner_loop, log_sign
 from jaxmeta.learner import MetaLearner, Metrics, Model, Params
 from jaxmeta.losses import cross_entropy
 from jaxmeta.nn import lstm_update
-from jaxmeta.optimization._gradient_learner import check_learnable, init_model, predict_from, task_of
+from jaxmeta.optimization._gradient_learner import check_learnable, check_outputs, init_model, predict_from, task_of
 
 Feedback = Literal["gate", "pre_sigmoid"]
 
@@ -245,7 +245,9 @@ def lstm_meta_learner(
 
     def meta_grad(params: MetaLSTM, episode: Episode, key: jax.Array) -> tuple[MetaLSTM, Metrics]:
         del key
-        check_learnable(episode, model, params.start)
+        check_learnable(episode)
+        for batch in episode:
+            check_outputs(model, params.start, batch)
 
         def outer(params: MetaLSTM) -> tuple[jax.Array, Metrics]:
             value, metrics = task.scored_loss_fn(run(params, episode.support, steps).params, episode.query)

@@ -155,7 +155,9 @@ def maml_pp(
 
     def meta_grad(params: MamlPPParams, episode: Episode, key: jax.Array) -> tuple[MamlPPParams, Metrics]:
         del key
-        check_learnable(episode, model, at_step(params.params, jnp.array(0)))
+        check_learnable(episode)
+        for batch in episode:
+            check_outputs(model, at_step(params.params, jnp.array(0)), batch)
         now = params.outer_step.value
 
         def query(point: Params, step: jax.Array) -> tuple[jax.Array, Metrics]:

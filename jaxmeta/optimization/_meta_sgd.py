@@ -20,7 +20,14 @@ from jaxmeta.episode import Batch, Episode, check_is_episode
 from jaxmeta.inner import Adapted, Hvp, Remat, adapt, check_inner_loop, partition, sgd
 from jaxmeta.learner import MetaLearner, Metrics, Model, Params
 from jaxmeta.losses import cross_entropy
-from jaxmeta.optimization._gradient_learner import check_learnable, init_model, predict_from, task_of, with_metrics
+from jaxmeta.optimization._gradient_learner import (
+    check_learnable,
+    check_outputs,
+    init_model,
+    predict_from,
+    task_of,
+    with_metrics,
+)
 
 
 class WithRates(NamedTuple):
@@ -138,7 +145,9 @@ def meta_sgd(
 
     def meta_grad(params: WithRates, episode: Episode, key: jax.Array) -> tuple[WithRates, Metrics]:
         del key
-        check_learnable(episode, model, params.params)
+        check_learnable(episode)
+        for batch in episode:
+            check_outputs(model, params.params, batch)
         return meta_sgd_grad(
             task.scored_loss_fn, params, episode, steps=steps, mask=mask, has_aux=True, hvp=hvp, remat=remat
         )
