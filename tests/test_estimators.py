@@ -35,7 +35,6 @@ from jaxmeta import (
     meta_sgd_grad,
     nn,
     outer_step,
-    reptile,
     truncated_maml_grad,
 )
 from jaxmeta.inner import sgd
@@ -404,24 +403,6 @@ def test_maml_pp_weights_of_early_steps_have_a_floor() -> None:
     """0.03 / K, however many epochs the annealing takes."""
     weights = multi_step_weights(jnp.array(98), steps=5, epochs=100)
     np.testing.assert_allclose(weights, [0.006] * 4 + [0.976], rtol=1e-6)
-
-
-@pytest.mark.parametrize(
-    "learner",
-    [
-        maml(nn.MLP((4,), 2), inner_optimizer=optax.sgd(0.1)),
-        reptile(nn.MLP((4,), 2), inner_optimizer=optax.sgd(0.1), inner_lr=0.1),
-        meta_sgd(nn.MLP((4,), 2)),
-        maml_pp(nn.MLP((4,), 2), norm=None),
-    ],
-    ids=["maml", "reptile", "meta_sgd", "maml_pp"],
-)
-def test_labels_that_the_model_has_no_output_for_are_named_in_training(learner) -> None:
-    episode = Episode(*[Batch(jnp.ones((2, 3)), jnp.array([0, 1]))] * 2)
-    params = learner.init(jax.random.key(0), episode)
-    broken = episode._replace(support=Batch(jnp.ones((2, 3)), jnp.array([-1, 1])))
-    with pytest.raises(ValueError, match=r"the model has 2 outputs, but the labels are -1..1"):
-        learner.meta_grad(params, broken, jax.random.key(1))
 
 
 def test_steps_and_losses_that_are_none_are_refused_by_the_factory() -> None:

@@ -73,6 +73,8 @@ def test_the_baseline_finds_what_is_only_shifted(folder: Path) -> None:
     np.testing.assert_array_equal(tasks.hausdorff_baseline(runs), [0, 0])
     wrong = runs._replace(query=runs.query._replace(y=(runs.query.y + 1) % WAYS))
     np.testing.assert_array_equal(tasks.hausdorff_baseline(wrong), [1, 1])
+    with pytest.raises(ValueError, match=rf"a leading axis of runs, but support.y has shape \({WAYS},\)"):
+        tasks.hausdorff_baseline(jax.tree.map(lambda leaf: leaf[0], runs))
 
 
 def test_the_distance_is_the_loop() -> None:
@@ -85,6 +87,8 @@ def test_the_distance_is_the_loop() -> None:
         tasks.modified_hausdorff(images[0], np.zeros((7, 9)))
     with pytest.raises(ValueError, match=r"images must lie in \[0, 1\], but one lies in \[0.0, 255.0\]"):
         tasks.modified_hausdorff(images[0], 255.0 * images[1])
+    with pytest.raises(ValueError, match=r"must have shape \[h, w\] or \[h, w, 1\], but one has \(7, 9, 3\)"):
+        tasks.modified_hausdorff(images[0], np.ones((7, 9, 3)))
     faint = np.where(images[0], 0.6, 0.4)  # what is above 0.5 is ink
     np.testing.assert_allclose(tasks.modified_hausdorff(faint, images[1]), max(one, other), rtol=1e-12)
 

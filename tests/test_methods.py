@@ -15,6 +15,7 @@ from helpers import assert_trees_close, assert_trees_equal, to_float64
 
 from jaxmeta import (
     Batch,
+    Episode,
     MetaLearner,
     anil,
     batch_meta_grad,
@@ -219,6 +220,25 @@ def test_a_pair_is_no_episode(row: Row) -> None:
             refuse(jax.random.key(0))
 
 
+def test_inside_shard_map_no_gradient_is_summed_over_devices(row: Row) -> None:
+    """A task on each of two devices: with respect to parameters that they share, JAX would give the sum.
+
+    Where a network's own state would come to differ between devices in a loop, JAX itself refuses.
+    """
+    params, episodes = problem(row, 2)
+    mesh = jax.sharding.Mesh(jax.devices()[:2], ("tasks",))
+
+    def one(params, episodes):
+        return row.learner.meta_grad(params, jax.tree.map(lambda leaf: leaf[0], episodes), jax.random.key(2))[0]
+
+    divided = jax.shard_map(one, mesh=mesh, in_specs=(jax.P(), jax.P("tasks")), out_specs=jax.P())
+    refused = r"the mesh axes \('tasks',\) and params do not"
+    if row.name in ("mann", "lstm_meta_learner"):
+        refused = "so the manual axis types do not match"
+    with pytest.raises((ValueError, TypeError), match=refused):
+        jax.eval_shape(divided, params, episodes)
+
+
 @pytest.mark.usefixtures("float64")
 @one_of_each_kind
 def test_jit_is_eager(row: Row) -> None:
@@ -269,6 +289,9 @@ def test_labels_that_a_network_has_no_output_for_are_refused(row: Row) -> None:
         for answer in (row.learner.predict, row.learner.predict_path):
             with pytest.raises(ValueError, match=message):
                 answer(params, strange, query.x, jax.random.key(0))
+        for episode in (Episode(strange, query), Episode(support, query._replace(y=query.y.at[0].set(label)))):
+            with pytest.raises(ValueError, match=f"the model has {WAYS} outputs, but the labels are"):
+                row.learner.meta_grad(params, episode, jax.random.key(0))
 
 
 def test_inductive_predictions_do_not_depend_on_the_company(row: Row) -> None:

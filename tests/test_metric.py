@@ -685,6 +685,8 @@ def test_images_of_the_wrong_size_are_named() -> None:
         jax.eval_shape(metric.KochTwin((2, 3), (3, 3, 2)).init, KEY, episode.support.x)
     with pytest.raises(ValueError, match="features must be a multiple of 3, but is 64"):
         jax.eval_shape(metric.SmallTwin(64).init, KEY, jnp.ones((2, 28, 28, 1)))
+    with pytest.raises(TypeError, match="query_x must be an array with an example axis, but is of type list"):
+        LEARNERS["matching"].predict({}, episode.support, [0.0], KEY)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="must hold inputs of one shape"):
         LEARNERS["matching"].predict({}, episode.support, episode.query.x[:, :2], KEY)
     learner, big = jm.prototypical(metric.RelationEncoder(features=2), ways=3), to_float32(images(10))

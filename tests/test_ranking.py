@@ -50,9 +50,8 @@ def test_the_rows_are_of_the_networks_that_the_code_has() -> None:
         settings = dataclasses.replace(presets.Settings(**row["settings"]), ways=ranking.WAYS, data_dir=None)
         source, learner = ranking.unseen(settings), presets.build(settings).test_learner
         episode = jax.eval_shape(source.sample, source.data, jax.random.key(0))
-        assert ranking.count(jax.eval_shape(learner.init, jax.random.key(0), episode)) == row["parameters"], row[
-            "method"
-        ]
+        network = jax.eval_shape(learner.init, jax.random.key(0), episode)
+        assert ranking.count(network) == row["parameters"], row["method"]
 
 
 def test_methods_without_a_run_keep_their_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

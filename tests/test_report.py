@@ -105,6 +105,9 @@ def test_the_readme_s_numbers_are_the_report_s() -> None:
     readme, found = (
         (path / name).read_text() for path, name in ((BENCHMARKS.parent, "README.md"), (BENCHMARKS, "REPORT.md"))
     )
+    intervals = set(re.findall(r"\d+\.\d+ ± \d+\.\d+", readme))
+    assert len(intervals) > 10
+    assert not {interval for interval in intervals if interval not in found}
     rows = [line for line in readme.splitlines() if re.match(r"\| .*\d ± \d", line)]
     assert len(rows) > 8
     for row in rows:

@@ -249,7 +249,7 @@ def metanet(
         def objective(params: MetaNetParams) -> tuple[jax.Array, Metrics]:
             found = answer(params, episode.support, episode.query.x, key)
             loss = cross_entropy(found, episode.query.y)
-            return loss, {**dict([score(found, episode.query.y)]), "loss": loss}
+            return loss, dict([score(found, episode.query.y)], loss=loss)
 
         return outer_gradient(objective, params)
 

@@ -6,8 +6,9 @@ than over transposing every X and multiplying. So the product is an operation of
 
     T(x, w, g) = sum_{n, i, o}  g[n, o] x[n, i] w[i, o],
 
-of which the kind "w" transposes first. G W^T of a few rows, which a recurrent network's derivative is made of, is there
-the transpose of W G^T. All else, and all of it on accelerators, is as JAX does it.
+of which the kind "w" transposes first. The kind "x" of a few rows and one kernel for all, of which the derivative of a
+recurrent network is made, is for the same reason the transpose of W G^T. All else, and all of it on accelerators, is as
+JAX does it.
 """
 
 import math
@@ -20,7 +21,7 @@ from jaxmeta.nn._trilinear import Kind, default_precision, trilinear
 
 # Where X takes more than this, about a quarter of a core's first-level cache, transposing it costs more than it saves.
 _SMALL_BYTES = 2**13
-# So few rows, by a kernel that all share, take up to half as long as that kernel by them.
+# By a transposed kernel that all share, so few rows are slower than that kernel is by their transpose.
 _FEW_ROWS = 16
 
 _KINDS: dict[Any, Kind] = {

@@ -73,9 +73,11 @@ def init_model(model: Model, key: jax.Array, episode: Episode) -> Params:
     return params
 
 
-def check_outputs(model: Model, params: Params, batch: Batch) -> None:
-    """Raises if labels of a batch, where they are known, are none that the model has an output for."""
-    if is_classification(batch.y) and not isinstance(batch.y, Tracer) and len(batch.y):
+def check_outputs(model: Model, params: Params, *batches: Batch) -> None:
+    """Raises if labels of batches, where they are known, are none that the model has an output for."""
+    for batch in batches:
+        if not is_classification(batch.y) or isinstance(batch.y, Tracer) or not len(batch.y):
+            continue
         outputs = jax.eval_shape(model.apply, params, batch.x).shape[-1]
         known = np.asarray(batch.y)  # with JAX's own operations, labels known inside a trace would become unknown
         low, high = int(known.min()), int(known.max())
@@ -131,8 +133,7 @@ def gradient_learner(
     def meta_grad(params: Params, episode: Episode, key: jax.Array) -> tuple[Params, Metrics]:
         del key
         check_learnable(episode)
-        for batch in episode:
-            check_outputs(model, params, batch)
+        check_outputs(model, params, *episode)
         return estimator(
             task.scored_loss_fn, params, episode, optimizer=inner_optimizer, steps=steps, mask=mask, has_aux=True
         )

@@ -259,7 +259,7 @@ def _add_scaled(a: Any, scale: jax.Array, b: Any) -> Any:
 
 
 def _unit(tree: Any) -> jax.Array:
-    """A power of two next to the largest entry, without which squares of small gradients would be 0; 1 if that is 0."""
+    """A power of two next to the largest entry, without which squares of small gradients would be 0; else 1."""
     largest = functools.reduce(jnp.maximum, (jnp.max(jnp.abs(leaf), initial=0) for leaf in jax.tree.leaves(tree)))
     exponent = jnp.frexp(largest.astype(wide(largest.dtype)))[1]
     return jnp.ldexp(1.0, jnp.where((largest > 0) & jnp.isfinite(largest), exponent, 0))

@@ -36,7 +36,14 @@ from jaxmeta.inner import Adapted, check_inner_loop, log_sign
 from jaxmeta.learner import MetaLearner, Metrics, Model, Params
 from jaxmeta.losses import cross_entropy
 from jaxmeta.nn import lstm_update
-from jaxmeta.optimization._gradient_learner import check_learnable, check_outputs, init_model, predict_from, task_of
+from jaxmeta.optimization._gradient_learner import (
+    check_learnable,
+    check_outputs,
+    init_model,
+    predict_from,
+    task_of,
+    with_metrics,
+)
 
 Feedback = Literal["gate", "pre_sigmoid"]
 
@@ -246,12 +253,11 @@ def lstm_meta_learner(
     def meta_grad(params: MetaLSTM, episode: Episode, key: jax.Array) -> tuple[MetaLSTM, Metrics]:
         del key
         check_learnable(episode)
-        for batch in episode:
-            check_outputs(model, params.start, batch)
+        check_outputs(model, params.start, *episode)
+        evaluate = with_metrics(task.scored_loss_fn, has_aux=True)
 
         def outer(params: MetaLSTM) -> tuple[jax.Array, Metrics]:
-            value, metrics = task.scored_loss_fn(run(params, episode.support, steps).params, episode.query)
-            return value, {**metrics, "loss": value}
+            return evaluate(run(params, episode.support, steps).params, episode.query)
 
         return outer_gradient(outer, params)
 

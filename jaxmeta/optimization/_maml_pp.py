@@ -26,7 +26,7 @@ from jaxmeta.episode import Batch, Episode
 from jaxmeta.inner import Adapted, Hvp, Remat, adapt, check_inner_loop, mask_by_path, partition, sgd
 from jaxmeta.learner import Carried, MetaLearner, Metrics, Model, Params, Replacement
 from jaxmeta.losses import cross_entropy
-from jaxmeta.optimization._gradient_learner import check_learnable, check_outputs, init_model, task_of
+from jaxmeta.optimization._gradient_learner import check_learnable, check_outputs, init_model, task_of, with_metrics
 
 # A step's weight before the last does not fall below this share of an equal one.
 _LEAST = 0.03
@@ -156,13 +156,11 @@ def maml_pp(
     def meta_grad(params: MamlPPParams, episode: Episode, key: jax.Array) -> tuple[MamlPPParams, Metrics]:
         del key
         check_learnable(episode)
-        for batch in episode:
-            check_outputs(model, at_step(params.params, jnp.array(0)), batch)
-        now = params.outer_step.value
+        check_outputs(model, at_step(params.params, jnp.array(0)), *episode)
+        now, evaluate = params.outer_step.value, with_metrics(task.scored_loss_fn, has_aux=True)
 
         def query(point: Params, step: jax.Array) -> tuple[jax.Array, Metrics]:
-            found, metrics = task.scored_loss_fn(at_step(point, step), episode.query)
-            return found, {**metrics, "loss": found}
+            return evaluate(at_step(point, step), episode.query)
 
         def all_steps(path: Params, final: jax.Array) -> jax.Array:
             weights = multi_step_weights(now // epoch, steps=steps, epochs=multi_step_epochs)

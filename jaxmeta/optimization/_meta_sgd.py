@@ -146,8 +146,7 @@ def meta_sgd(
     def meta_grad(params: WithRates, episode: Episode, key: jax.Array) -> tuple[WithRates, Metrics]:
         del key
         check_learnable(episode)
-        for batch in episode:
-            check_outputs(model, params.params, batch)
+        check_outputs(model, params.params, *episode)
         return meta_sgd_grad(
             task.scored_loss_fn, params, episode, steps=steps, mask=mask, has_aux=True, hvp=hvp, remat=remat
         )
