@@ -159,6 +159,34 @@ def test_divergence_is_told_and_not_averaged() -> None:
         evaluate(wild, params, source, episodes=5, by_step=False)
 
 
+def test_means_leave_out_one_sinusoid_in_a_hundred_that_diverges() -> None:
+    source = tasks.sinusoid(shots=5)
+    keys = jax.random.split(jax.random.key(0), 100)
+    largest = np.sort(jax.vmap(lambda key: source.sample((), key).support.x.max())(keys))
+
+    def learner(largest_right: float) -> MetaLearner:
+        """Predicts zero, and infinity after a step where a support input is larger than that."""
+
+        def path(params, support: Batch, query_x: jax.Array, key: jax.Array) -> jax.Array:
+            last = jnp.where(support.x.max() > largest_right, jnp.inf, 0.0)
+            return jnp.stack([0.0, last])[:, None, None] * jnp.ones_like(query_x)
+
+        return MetaLearner(lambda key, episode: (), lambda *_: ((), {}), lambda *a: path(*a)[-1], path)
+
+    whole = evaluate(learner(np.inf), (), source, episodes=100)
+    assert whole.diverged == 0
+    with pytest.warns(
+        UserWarning, match=r"mse is \S+ on episode \d+ after adaptation step 1: .*, which the means leave"
+    ):
+        found = evaluate(learner(largest[-2]), (), source, episodes=100)
+    left = whole.values[np.isfinite(found.values)]
+    assert (found.diverged, len(left)) == (1, 99)
+    assert found.mean == pytest.approx(left.mean())
+    assert found.by_step == [pytest.approx((left.mean(), 1.96 * left.std(ddof=1) / 99**0.5))] * 2
+    with pytest.raises(FloatingPointError, match="on 2 of 100 episodes; an inner loop that diverges"):
+        evaluate(learner(largest[-3]), (), source, episodes=100)
+
+
 def test_predictions_that_are_none_are_told_and_not_taken_for_class_0() -> None:
     wild = maml(nn.MLP((16,), 5), inner_optimizer=optax.sgd(1e30), steps=3)
     params = wild.init(jax.random.key(0), GLYPHS.sample(GLYPHS.data, jax.random.key(0)))

@@ -257,7 +257,8 @@ def list_presets() -> None:
 
 def _judged(evaluation: Any) -> dict[str, Any]:
     """An evaluation with each episode's value, to compare runs episode by episode."""
-    return {**evaluation.summary(), "values": [round(float(value), 6) for value in evaluation.values]}
+    values = [round(float(value), 6) if math.isfinite(value) else None for value in evaluation.values]
+    return {**evaluation.summary(), "values": values}
 
 
 def _table(method: str, dataset: str, evaluation: Any) -> str:
@@ -276,6 +277,8 @@ def _table(method: str, dataset: str, evaluation: Any) -> str:
         for step in sorted({0, min(1, last), min(5, last), last}):
             mean, interval = steps[step]
             lines.append(f"{step:>18}{shown(mean):>12}{'± ' + shown(interval):>18}")
+    if evaluation.diverged:
+        lines.append(f"without {evaluation.diverged} of the episodes, where adaptation diverged")
     if dataset == "sinusoid":
         lines.append(f"{'predicting zero':>18}{'4.252':>12}")
     return "\n".join(lines)
