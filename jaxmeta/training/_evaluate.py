@@ -237,7 +237,7 @@ def _finite(metric: str, table: np.ndarray, adapts: bool, by_step: bool) -> np.n
         if metric != "mse" or not adapts or count > _FEW * len(table):
             raise FloatingPointError(found + remedy)
         warnings.warn(f"{found}, which the means leave out{remedy}", stacklevel=4)
-    return ~broken.any(1)
+    return np.all(~broken, axis=1)
 
 
 @functools.partial(jax.jit, static_argnums=0)
