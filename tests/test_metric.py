@@ -312,11 +312,14 @@ def test_koch_s_twin_is_the_loop() -> None:
 
 
 @pytest.mark.usefixtures("float64")
-def test_the_small_twin_is_the_loop() -> None:
+@pytest.mark.parametrize("size", [9, 28, 56])
+def test_the_small_twin_is_the_loop(size: int) -> None:
     twin = metric.SmallTwin(features=6)
-    x = np.random.default_rng(0).normal(size=(4, 9, 9, 1))
+    x = np.random.default_rng(0).normal(size=(4, size, size, 1))
     params = spread(jax.eval_shape(twin.init, KEY, x), seed=2)
     w, by_hand = jax.tree.map(np.asarray, params["params"]), x
+    if size == 56:  # blocks of 2 x 2 pixels, row by row
+        by_hand = np.concatenate([x[:, i::2, j::2] for i in range(2) for j in range(2)], axis=-1)
     for i in range(6):
         by_hand = normed(convolved(by_hand, **w[f"conv_{i}"], pad=1), **w[f"norm_{i}"])
         by_hand = relu(by_hand) if i < 5 else by_hand

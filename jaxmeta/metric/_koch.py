@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from jaxmeta import nn
 from jaxmeta.nn._pool import max_pool_2x2
 
+_POSITIONS = 28  # along each side of what the small twin's first convolution sees
+
 
 def _biases(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
     return 0.5 + 0.01 * jax.random.normal(key, shape, dtype)
@@ -76,17 +78,32 @@ class KochTwin(fnn.Module):
         return size
 
 
+def _blocks(x: jax.Array) -> jax.Array:
+    """Square images of k * 28 pixels as 28x28 blocks of k^2 times the channels; others as they are."""
+    n, height, width, channels = x.shape
+    k = height // _POSITIONS
+    if height != width or height != k * _POSITIONS:
+        return x
+    x = x.reshape(n, _POSITIONS, k, _POSITIONS, k, channels)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(n, _POSITIONS, _POSITIONS, k * k * channels)
+
+
 class SmallTwin(fnn.Module):
     """A twin for small images: six 3x3 convolutions, batch-normalised, the first two pooled and a third as wide.
 
     Koch's network has no normalisation; this one sees the rest of its batch. Like Koch's it compares where strokes
     are: at 7x7 positions of a 28x28 image, where Koch's has 6x6 of 105x105. It has no dense layer.
 
+    Larger images, of a multiple of 28 pixels, have as many positions: the first convolution sees them as 28x28 blocks
+    with a channel for each pixel, which is one of larger windows and strides.
+
     Attributes:
         features: channels of the last four convolutions, a multiple of 3; a sigmoid follows the last, ReLUs the others.
 
     >>> twin, images = SmallTwin(features=6), jnp.ones((2, 28, 28, 1))
     >>> jax.eval_shape(twin.init_with_output, jax.random.key(0), images)[0].shape  # 7 x 7 x 6
+    (2, 294)
+    >>> jax.eval_shape(twin.init_with_output, jax.random.key(0), jnp.ones((2, 84, 84, 1)))[0].shape
     (2, 294)
     """
 
@@ -102,6 +119,7 @@ class SmallTwin(fnn.Module):
         _check_images(x, 4)
         if self.features < 3 or self.features % 3:
             raise ValueError(f"features must be a multiple of 3, but is {self.features}")
+        x = _blocks(x)
         for i in range(6):
             width = self.features // 3 if i < 2 else self.features
             conv = fnn.Conv(width, (3, 3), conv_general_dilated=nn.conv_general_dilated, name=f"conv_{i}")
