@@ -312,14 +312,13 @@ def test_koch_s_twin_is_the_loop() -> None:
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("size", [9, 28, 56])
-def test_the_small_twin_is_the_loop(size: int) -> None:
-    twin = metric.SmallTwin(features=6)
-    x = np.random.default_rng(0).normal(size=(4, size, size, 1))
+@pytest.mark.parametrize(("block", "channels"), [(1, 1), (2, 1), (2, 3)])
+def test_the_small_twin_is_the_loop(block: int, channels: int) -> None:
+    twin = metric.SmallTwin(features=6, block=block)
+    x = np.random.default_rng(0).normal(size=(4, 9 * block, 8 * block, channels))
     params = spread(jax.eval_shape(twin.init, KEY, x), seed=2)
-    w, by_hand = jax.tree.map(np.asarray, params["params"]), x
-    if size == 56:  # blocks of 2 x 2 pixels, row by row
-        by_hand = np.concatenate([x[:, i::2, j::2] for i in range(2) for j in range(2)], axis=-1)
+    w = jax.tree.map(np.asarray, params["params"])
+    by_hand = np.concatenate([x[:, i::block, j::block] for i in range(block) for j in range(block)], axis=-1)
     for i in range(6):
         by_hand = normed(convolved(by_hand, **w[f"conv_{i}"], pad=1), **w[f"norm_{i}"])
         by_hand = relu(by_hand) if i < 5 else by_hand
@@ -688,6 +687,10 @@ def test_images_of_the_wrong_size_are_named() -> None:
         jax.eval_shape(metric.KochTwin((2, 3), (3, 3, 2)).init, KEY, episode.support.x)
     with pytest.raises(ValueError, match="features must be a multiple of 3, but is 64"):
         jax.eval_shape(metric.SmallTwin(64).init, KEY, jnp.ones((2, 28, 28, 1)))
+    with pytest.raises(ValueError, match="block=3 must divide the images, but they have 28x28 pixels"):
+        jax.eval_shape(metric.SmallTwin(block=3).init, KEY, jnp.ones((2, 28, 28, 1)))
+    with pytest.raises(ValueError, match="block must be 1 or more, but is 0"):
+        jax.eval_shape(metric.SmallTwin(block=0).init, KEY, jnp.ones((2, 28, 28, 1)))
     with pytest.raises(TypeError, match="query_x must be an array with an example axis, but is of type list"):
         LEARNERS["matching"].predict({}, episode.support, [0.0], KEY)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="must hold inputs of one shape"):

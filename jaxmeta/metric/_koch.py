@@ -10,8 +10,6 @@ import jax.numpy as jnp
 from jaxmeta import nn
 from jaxmeta.nn._pool import max_pool_2x2
 
-_POSITIONS = 28  # along each side of what the small twin's first convolution sees
-
 
 def _biases(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
     return 0.5 + 0.01 * jax.random.normal(key, shape, dtype)
@@ -78,51 +76,54 @@ class KochTwin(fnn.Module):
         return size
 
 
-def _blocks(x: jax.Array) -> jax.Array:
-    """Square images of k * 28 pixels as 28x28 blocks of k^2 times the channels; others as they are."""
-    n, height, width, channels = x.shape
-    k = height // _POSITIONS
-    if height != width or height != k * _POSITIONS:
-        return x
-    x = x.reshape(n, _POSITIONS, k, _POSITIONS, k, channels)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(n, _POSITIONS, _POSITIONS, k * k * channels)
-
-
 class SmallTwin(fnn.Module):
     """A twin for small images: six 3x3 convolutions, batch-normalised, the first two pooled and a third as wide.
 
     Koch's network has no normalisation; this one sees the rest of its batch. Like Koch's it compares where strokes
     are: at 7x7 positions of a 28x28 image, where Koch's has 6x6 of 105x105. It has no dense layer.
 
-    Larger images, of a multiple of 28 pixels, have as many positions: the first convolution sees them as 28x28 blocks
-    with a channel for each pixel, which is one of larger windows and strides.
-
     Attributes:
         features: channels of the last four convolutions, a multiple of 3; a sigmoid follows the last, ReLUs the others.
+        block: height and width, in pixels, of the blocks that the first convolution sees in place of pixels, with a
+            channel for each of theirs. With 3, an image of 84x84 is compared at as many positions as one of 28x28.
 
     >>> twin, images = SmallTwin(features=6), jnp.ones((2, 28, 28, 1))
     >>> jax.eval_shape(twin.init_with_output, jax.random.key(0), images)[0].shape  # 7 x 7 x 6
     (2, 294)
-    >>> jax.eval_shape(twin.init_with_output, jax.random.key(0), jnp.ones((2, 84, 84, 1)))[0].shape
+    >>> fine = SmallTwin(features=6, block=3)
+    >>> jax.eval_shape(fine.init_with_output, jax.random.key(0), jnp.ones((2, 84, 84, 1)))[0].shape
     (2, 294)
     """
 
     features: int = 96
+    block: int = 1
 
     @fnn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps images x `[n, height, width, channels]` to `[n, positions * features]`, in (0, 1).
 
         Raises:
-            ValueError: x is not a batch of images, they are smaller than 4x4, or 3 does not divide `features`.
+            ValueError: x is not a batch of images, they have fewer than 4x4 blocks, `block` does not divide them, or 3
+                `features`.
         """
-        _check_images(x, 4)
         if self.features < 3 or self.features % 3:
             raise ValueError(f"features must be a multiple of 3, but is {self.features}")
-        x = _blocks(x)
+        if self.block < 1:
+            raise ValueError(f"block must be 1 or more, but is {self.block}")
+        _check_images(x, 4 * self.block)
+        x = _in_blocks(x, self.block)
         for i in range(6):
             width = self.features // 3 if i < 2 else self.features
             conv = fnn.Conv(width, (3, 3), conv_general_dilated=nn.conv_general_dilated, name=f"conv_{i}")
             x = nn.BatchNorm(epsilon=1e-5, name=f"norm_{i}")(conv(x), max_pool_2x2 if i < 2 else None)
             x = fnn.relu(x) if i < 5 else jax.nn.sigmoid(x)
         return jax.lax.collapse(x, 1)
+
+
+def _in_blocks(x: jax.Array, block: int) -> jax.Array:
+    """Images `[n, height, width, channels]` as blocks `[n, height / block, width / block, block^2 * channels]`."""
+    n, height, width, channels = x.shape
+    if height % block or width % block:
+        raise ValueError(f"block={block} must divide the images, but they have {height}x{width} pixels")
+    x = x.reshape(n, height // block, block, width // block, block, channels)
+    return x.swapaxes(2, 3).reshape(n, height // block, width // block, block**2 * channels)

@@ -98,10 +98,14 @@ def _preset(method: str, dataset: str, ways: int | None, shots: int | None, quer
 def siamese_twin(image_size: int) -> metric.KochTwin | metric.SmallTwin:
     """The twin that the preset of `siamese` trains on images of that size: the paper's, or a small one.
 
-    >>> siamese_twin(28).features
-    96
+    The small one compares images of any multiple of 28 pixels at 7x7 positions.
+
+    >>> siamese_twin(28).block, siamese_twin(84).block
+    (1, 3)
     """
-    return metric.KochTwin() if image_size >= 105 else metric.SmallTwin()
+    if image_size >= 105:
+        return metric.KochTwin()
+    return metric.SmallTwin(block=1 if image_size % 28 else image_size // 28)
 
 
 def _learner(settings: Settings, ways: int) -> MetaLearner:
