@@ -159,7 +159,7 @@ def test_divergence_is_told_and_not_averaged() -> None:
         evaluate(wild, params, source, episodes=5, by_step=False)
 
 
-def test_means_leave_out_one_sinusoid_in_a_hundred_that_diverges() -> None:
+def test_means_leave_out_the_episodes_that_may_diverge() -> None:
     source = tasks.sinusoid(shots=5)
     keys = jax.random.split(jax.random.key(0), 100)
     largest = np.sort(jax.vmap(lambda key: source.sample((), key).support.x.max())(keys))
@@ -178,13 +178,17 @@ def test_means_leave_out_one_sinusoid_in_a_hundred_that_diverges() -> None:
     with pytest.warns(
         UserWarning, match=r"mse is \S+ on episode \d+ after adaptation step 1: .*, which the means leave"
     ):
-        found = evaluate(learner(largest[-2]), (), source, episodes=100)
+        found = evaluate(learner(largest[-2]), (), source, episodes=100, may_diverge=0.01)
     left = whole.values[np.isfinite(found.values)]
     assert (found.diverged, len(left)) == (1, 99)
     assert found.mean == pytest.approx(left.mean())
     assert found.by_step == [pytest.approx((left.mean(), 1.96 * left.std(ddof=1) / 99**0.5))] * 2
     with pytest.raises(FloatingPointError, match="on 2 of 100 episodes; an inner loop that diverges"):
-        evaluate(learner(largest[-3]), (), source, episodes=100)
+        evaluate(learner(largest[-3]), (), source, episodes=100, may_diverge=0.01)
+    with pytest.raises(FloatingPointError, match="on 1 of 100 episodes; an inner loop that diverges"):
+        evaluate(learner(largest[-2]), (), source, episodes=100)
+    with pytest.raises(ValueError, match=r"may_diverge must be a share in \[0, 1\), but is 1"):
+        evaluate(learner(largest[-2]), (), source, episodes=100, may_diverge=1)
 
 
 def test_predictions_that_are_none_are_told_and_not_taken_for_class_0() -> None:

@@ -27,8 +27,6 @@ from jaxmeta.training._run import unbound
 QueryMode = Literal["transductive", "inductive"]
 
 _BLOCK = 50
-# Trained on one inner step, MAML diverges within ten on about one sinusoid in a thousand, as published too.
-_FEW = 0.01
 
 
 class Evaluation(NamedTuple):
@@ -46,7 +44,8 @@ class Evaluation(NamedTuple):
         episode_hash: SHA-256 of the list's contents.
         source: the description of the source.
         values: the metric of each episode, `[episodes]`.
-        diverged: how many episodes all means leave out, because their squared error is not finite after some step.
+        diverged: how many episodes all means leave out, because their squared error is not finite after some step; 0
+            unless `evaluate` was told that it may be.
     """
 
     metric: str
@@ -75,6 +74,7 @@ def evaluate(
     seed: int = 0,
     query_mode: QueryMode = "transductive",
     by_step: bool = True,
+    may_diverge: float = 0.0,
     chunk: int | None = None,
 ) -> Evaluation:
     """Judges meta-parameters on a frozen list of episodes.
@@ -91,6 +91,8 @@ def evaluate(
             sets as one batch then normalise by the support inputs twice, and the query once.
         by_step: judge after every adaptation step, where the learner adapts in steps, and not after the last alone.
             The queries are predicted once for each, which takes longer than to adapt where inductive ones are many.
+        may_diverge: the share of episodes, in [0, 1), on which adaptation may make the mean squared error infinite. All
+            means then leave them out, with a warning that tells how many they are.
         chunk: episodes mapped at once; None chooses, see `batch_meta_grad`.
 
     Returns:
@@ -99,12 +101,12 @@ def evaluate(
     Raises:
         TypeError: `learner` or `source` is of another kind, `episodes` or `chunk` no int, or the source gives no
             `Episode`.
-        ValueError: `episodes` is less than 2, `chunk` less than 1, `query_mode` is unknown, or the source's episodes
-            have no queries, or labels that the learner has no answer for, or, judged inductively, support inputs and
-            queries of two shapes.
-        FloatingPointError: at a step that is judged, a query's scores are no answer: NaN, or minus infinity for all
-            classes, or infinity for several. Or the mean squared error is not finite, on more than one episode in a
-            hundred or without adaptation; on fewer there is a warning, and the means are over the others.
+        ValueError: `episodes` is less than 2, `chunk` less than 1, `may_diverge` no share, `query_mode` is unknown, or
+            the source's episodes have no queries, or labels that the learner has no answer for, or, judged inductively,
+            support inputs and queries of two shapes.
+        FloatingPointError: at a step that is judged, the mean squared error of an episode is not finite, on more
+            episodes than `may_diverge` says, or a query's scores are no answer: NaN, or minus infinity for all classes,
+            or infinity for several.
 
     >>> import optax
     >>> from jaxmeta import losses, maml, nn, tasks
@@ -122,12 +124,14 @@ def evaluate(
         raise ValueError(f"episodes must be 2 or more for an interval, but is {episodes}")
     if chunk is not None and check_int("chunk", chunk) < 1:
         raise ValueError(f"chunk must be 1 or more, but is {chunk}")
+    if not 0 <= may_diverge < 1:
+        raise ValueError(f"may_diverge must be a share in [0, 1), but is {may_diverge}")
     root = jax.random.key(seed)
     keys = jax.random.split(root, episodes)
     adapt_keys = jax.random.split(jax.random.fold_in(jax.random.clone(root), 1), episodes)
     parts = [slice(start, start + _BLOCK) for start in range(0, episodes, _BLOCK)]
     blocks = ((_sample(source.sample, source.data, keys[part]), adapt_keys[part]) for part in parts)
-    return _judge(learner, params, blocks, query_mode, by_step, chunk, seed, source.info)
+    return _judge(learner, params, blocks, query_mode, by_step, chunk, seed, source.info, may_diverge)
 
 
 def evaluate_runs(
@@ -187,6 +191,7 @@ def _judge(
     chunk: int | None,
     seed: int,
     info: Mapping[str, Any],
+    may_diverge: float = 0.0,
 ) -> Evaluation:
     """What comes of blocks of episodes and the keys that the learner draws from in them."""
     if query_mode not in get_args(QueryMode):
@@ -211,7 +216,7 @@ def _judge(
             )
         tables.append(table)
     table = np.concatenate(tables)
-    finite = _finite(metric, table, adapts, by_step)
+    finite = _finite(metric, table, adapts, by_step, may_diverge)
     steps = [_mean_interval(column) for column in table[finite].T] if adapts and by_step else None
     mean, interval = _mean_interval(table[finite, -1])
     described = (query_mode, len(table), seed, digest.hexdigest(), dict(info))
@@ -223,8 +228,8 @@ def _mean_interval(values: np.ndarray) -> tuple[float, float]:
     return float(values.mean()), float(1.96 * values.std(ddof=1) / math.sqrt(len(values)))
 
 
-def _finite(metric: str, table: np.ndarray, adapts: bool, by_step: bool) -> np.ndarray:
-    """Which episodes have a finite metric at every step; raises unless all have, or all but the few that diverge."""
+def _finite(metric: str, table: np.ndarray, adapts: bool, by_step: bool, may_diverge: float) -> np.ndarray:
+    """Which episodes have a finite metric at every step; raises unless all have, or all but those that may diverge."""
     broken = ~np.isfinite(table)
     if broken.any():
         (episode, step), count = np.argwhere(broken)[0], broken.any(1).sum()
@@ -234,7 +239,7 @@ def _finite(metric: str, table: np.ndarray, adapts: bool, by_step: bool) -> np.n
             f"answer, on {count} of {len(table)} episodes"
         )
         remedy = "; an inner loop that diverges wants a smaller inner learning rate" if adapts else ""
-        if metric != "mse" or not adapts or count > _FEW * len(table):
+        if metric != "mse" or not adapts or count > min(may_diverge * len(table), len(table) - 2):
             raise FloatingPointError(found + remedy)
         warnings.warn(f"{found}, which the means leave out{remedy}", stacklevel=4)
     return np.all(~broken, axis=1)
