@@ -380,11 +380,11 @@ CELLS = {
         "A shorter training, with 10 queries of each class for 19 and classes turned one by one for all alike. The "
         "paper chooses its checkpoint by test classes, which no choice here has seen.",
     ),
-    # A small twin on 28 x 28 pixels: the paper's, on 105 x 105, takes seconds for a step on two cores.
+    # A small twin on blocks of 84 x 84 pixels: the paper's, on 105 x 105, takes seconds for a step on two cores.
     "siamese-omniglot": Cell(
         "Siamese networks",
         "Omniglot",
-        "jaxmeta train siamese --dataset omniglot --image-size 28 --steps 36000 --meta-batch 2 --outer-lr 1e-3 "
+        "jaxmeta train siamese --dataset omniglot --image-size 84 --steps 36000 --meta-batch 2 --outer-lr 1e-3 "
         "--halve-every 7500",
         ("python benchmarks/lake.py RUN", "jaxmeta evaluate RUN --ways 5"),
         (

@@ -453,7 +453,7 @@ def test_presets_are_the_papers() -> None:
         assert presets.settings("relation", "omniglot", ways=ways, shots=shots).train_queries == expected
     siamese = presets.settings("siamese", "omniglot")
     assert (siamese.split, siamese.within_groups, siamese.ways, siamese.image_size) == ("lake", True, 20, 105)
-    assert siamese.train_rotations == "per_episode", "characters of an alphabet stand in one turn, as in its trials"
+    assert siamese.train_rotations == "per_episode_mirrored", "an alphabet stands in one turn, as in its trials"
     sinusoid = presets.settings("maml", "sinusoid")
     assert (sinusoid.train_shots, sinusoid.shots, sinusoid.steps, sinusoid.meta_batch) == (10, 5, 70_000, 25)
 

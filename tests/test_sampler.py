@@ -104,6 +104,22 @@ def test_turns_are_drawn_evenly() -> None:
         np.testing.assert_allclose(np.bincount(turns, minlength=4) / len(turns), 0.25, atol=0.06)
 
 
+def test_half_of_the_episodes_are_mirrored() -> None:
+    images = np.zeros((4, 2, 6, 6, 1), np.uint8)
+    images[:, :, 0, 0, 0], images[:, :, 0, 5, 0] = 100, 200  # a dark corner, and a light one to its right
+    classes = arrows(per_class=2)._replace(examples=images)
+    source = tasks.episodes(classes, ways=4, shots=1, queries=1, rotations="per_episode_mirrored")
+    found = jax.vmap(source.sample, (None, 0))(source.data, jax.random.split(jax.random.key(0), 800))
+    x = np.concatenate([found.support.x, found.query.x], axis=1)
+    assert (x == x[:, :1]).all(), "an episode is turned and mirrored as one"
+    inks = np.rint(255 * x[:, 0]).astype(int).reshape(800, 36)
+    symmetries, which = np.unique(inks, axis=0, return_inverse=True)
+    views = [np.rot90(view, k).ravel() for view in (images[0, 0], images[0, 0, :, ::-1]) for k in range(4)]
+    np.testing.assert_array_equal(symmetries, np.unique(views, axis=0))
+    assert len(symmetries) == 8
+    np.testing.assert_allclose(np.bincount(which.ravel()) / 800, 1 / 8, atol=0.05)
+
+
 def test_rotations_as_classes_let_one_character_meet_itself() -> None:
     source = tasks.episodes(arrows(2), ways=8, shots=1, queries=1, rotations="classes")
     support, _ = source.sample(source.data, jax.random.key(0))

@@ -53,7 +53,7 @@ class Train:
     split: Literal["vinyals", "maml", "lake"] | None = None
     """How Omniglot's characters are divided into those of training and of test: vinyals and lake as published, maml at
     random. Default: the preset's."""
-    rotations: Literal["none", "classes", "per_class", "per_episode"] | None = None
+    rotations: Literal["none", "classes", "per_class", "per_episode", "per_episode_mirrored"] | None = None
     """How images are turned in training and test. Default: the preset's."""
     augment: bool | None = None
     """Change training images at random: by small turns and shifts, or by Koch's affine maps for methods that learn to

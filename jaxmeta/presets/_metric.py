@@ -55,8 +55,8 @@ _RELATION_QUERIES = {(False, False): 19, (False, True): 15, (True, False): 10, (
 # Siamese networks: Koch, Zemel, Salakhutdinov 2015. Trained on background alphabets with distorted images, judged on
 # 20 ways within an evaluation alphabet. The rates that its Bayesian optimisation found for momentum SGD are not
 # published, so it is Adam here. Where the paper has as many pairs of each alphabet, episodes are of one each. Quarter
-# turns of a whole episode make further alphabets, which the paper does not have: turned one by one, characters would
-# be told apart by how they stand. Alphabets with fewer characters than ways are left out.
+# turns and mirror images of a whole episode make further alphabets, which the paper does not have: turned one by one,
+# characters would be told apart by how they stand. Alphabets with fewer characters than ways are left out.
 _SIAMESE = Settings(
     method="siamese",
     dataset="omniglot",
@@ -68,10 +68,10 @@ _SIAMESE = Settings(
     meta_batch=2,
     outer_lr=3e-4,
     halve_every=5000,
-    l2=1e-6,
+    l2=1e-5,
     image_size=105,
     split="lake",
-    train_rotations="per_episode",
+    train_rotations="per_episode_mirrored",
     augment=True,
     within_groups=True,
     episodes=400,

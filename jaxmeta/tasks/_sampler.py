@@ -14,7 +14,7 @@ import numpy as np
 from jaxmeta.episode import Batch, Episode
 from jaxmeta.tasks._source import Source
 
-Rotations = Literal["none", "classes", "per_class", "per_episode"]
+Rotations = Literal["none", "classes", "per_class", "per_episode", "per_episode_mirrored"]
 
 
 class Classes(NamedTuple):
@@ -57,7 +57,7 @@ def episodes(
         rotations: quarter turns of images as further variety. `"classes"`: each class turned is another class,
             and two of them may meet in an episode (Prototypical Networks). `"per_class"`: each class of an
             episode is turned at random (MAML). `"per_episode"`: all classes are turned alike (Relation
-            Networks).
+            Networks). `"per_episode_mirrored"`: all are turned alike, and in half of the episodes mirrored too.
         within_groups: take all classes of an episode from one group, such as an alphabet, each group alike likely;
             groups with fewer than `ways` classes are left out. Harder than classes from anywhere.
 
@@ -92,8 +92,11 @@ def episodes(
             x = _turn(x, drawn % turns)
         elif rotations == "per_class":
             x = _turn(x, jax.random.randint(turn_key, (ways,), 0, 4))
-        elif rotations == "per_episode":
-            x = _turn(x, jnp.broadcast_to(jax.random.randint(turn_key, (), 0, 4), (ways,)))
+        elif rotations != "none":
+            mirrored = rotations == "per_episode_mirrored"
+            symmetry = jax.random.randint(turn_key, (), 0, 8 if mirrored else 4)
+            x = jnp.where(symmetry < 4, x, jnp.flip(x, axis=3)) if mirrored else x
+            x = _turn(x, jnp.broadcast_to(symmetry % 4, (ways,)))
         return Episode(_labelled(x[:, :shots]), _labelled(x[:, shots:]))
 
     info = {**classes.info, "ways": ways, "shots": shots, "queries": queries, "rotations": rotations}
