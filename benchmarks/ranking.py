@@ -94,8 +94,9 @@ def judge(run: Path) -> dict[str, Any]:
 
 
 def classes_of_training(settings: presets.Settings, source: tasks.Source) -> int:
-    """How many the source draws from, turns included; groups with too few for an episode are left out."""
-    info, turns = source.info, 1 if source.info["rotations"] == "none" else 4
+    """How many the source draws from, turned and mirrored; groups with too few for an episode are left out."""
+    info = source.info
+    turns = {"none": 1, "per_episode_mirrored": 8}.get(info["rotations"], 4)
     if not settings.within_groups:
         return turns * len(source.data[0])
     size, subset = settings.image_size, settings.train_subset

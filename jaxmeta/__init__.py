@@ -10,6 +10,7 @@ from jaxmeta.learner import (
     Model,
     Replacement,
     augmented,
+    averaged,
     descended,
     outer_step,
 )
@@ -53,6 +54,7 @@ __all__ = [
     "analysis",
     "anil",
     "augmented",
+    "averaged",
     "batch_meta_grad",
     "boil",
     "check_episode",

@@ -3,9 +3,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from jaxmeta import Batch, Episode, augmented, mann, memory, nn, prototypical, tasks
+from jaxmeta import Batch, Episode, augmented, averaged, maml, mann, memory, nn, prototypical, tasks
 
 
 def mapped(image: np.ndarray, parts: np.ndarray) -> np.ndarray:
@@ -114,3 +115,31 @@ def test_augmentation_keeps_the_shape_of_inputs() -> None:
     for augment in (tasks.turns_and_shifts(), tasks.affine_distortions):
         with pytest.raises(ValueError, match=r"images must have shape .* but have \(3, 2\)"):
             augment(episode.support.x, jax.random.key(0))
+
+
+def test_averaged_predictions_are_the_mean_over_views_of_the_whole_episode() -> None:
+    x, key = jax.random.normal(jax.random.key(0), (2, 6, 3, 3, 1)), jax.random.key(1)
+    support, query = episode = Episode(*(Batch(each, jnp.arange(6) % 3) for each in x))
+    for learner in (prototypical(nn.MLP((), 4), ways=3), maml(nn.MLP((), 3), inner_optimizer=optax.sgd(0.1), steps=2)):
+        mean, params = averaged(learner, tasks.quarter_turns), learner.init(key, episode)
+        for predict in ("predict", "predict_path"):
+            one, over = getattr(learner, predict), getattr(mean, predict)
+            assert (one is None) == (over is None)
+            if one is not None:
+                turned = [[jnp.rot90(x, k, axes=(1, 2)) for x in (support.x, query.x)] for k in range(4)]
+                each = [one(params, support._replace(x=s), q, key) for s, q in turned]
+                np.testing.assert_allclose(over(params, support, query.x, key), np.mean(each, axis=0), atol=1e-6)
+        assert mean.compare is None
+        assert mean.meta_grad is learner.meta_grad
+
+
+def test_views_are_of_all_inputs() -> None:
+    x, learner = jnp.ones((3, 2)), prototypical(nn.MLP((), 4))
+    support, _ = episode = Episode(*2 * (Batch(x, jnp.arange(3)),))
+    params = learner.init(jax.random.key(0), episode)
+    with pytest.raises(ValueError, match=r"views must return inputs of shape \('views', 3, 2\), but gave \(3, 2\)"):
+        averaged(learner, lambda x: x).predict(params, support, x, jax.random.key(0))
+    with pytest.raises(
+        ValueError, match=r"images must have shape \[n, size, size, channels\], but have \(1, 2, 3, 1\)"
+    ):
+        tasks.quarter_turns(jnp.ones((1, 2, 3, 1)))

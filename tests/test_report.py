@@ -204,6 +204,7 @@ def test_numbers_are_read_from_where_they_stand(tmp_path: Path, monkeypatch: pyt
             "interval": 0.02,
             "query_mode": "transductive",
             "inductive": {"accuracy": 0.6, "interval": 0.03},
+            "turned": {"accuracy": 0.8, "interval": 0.02},
             "verification": {"accuracy": 0.9, "interval": 0.01},
         },
         "by_instance": {"mean": [0.2, 0.6], "interval": [0.01, 0.03]},
@@ -217,6 +218,7 @@ def test_numbers_are_read_from_where_they_stand(tmp_path: Path, monkeypatch: pyt
     assert grouped.find({"result": {**evaluation(0.7), "source": within}}) == pytest.approx((70, 1))
     assert cells.OneShot("92.0").find(found) == pytest.approx((70, 2))
     assert cells.OneShot(None, "inductive").find(found) == pytest.approx((60, 3))
+    assert cells.OneShot(None, "turned").find(found) == pytest.approx((80, 2))
     assert cells.Verification().find(found) == pytest.approx((90, 1))
     assert cells.Presentation(2, None).find(found) == pytest.approx((60, 3))
     assert cells.Error(1, None).find({"result": {"by_step": [[3, 1], [2, 0.5]]}}) == (2, 0.5)

@@ -2,7 +2,7 @@
 
 from jaxmeta.tasks._affine import affine
 from jaxmeta.tasks._arrays import from_arrays, from_folder, split_classes
-from jaxmeta.tasks._augment import affine_distortions, turns_and_shifts
+from jaxmeta.tasks._augment import affine_distortions, quarter_turns, turns_and_shifts
 from jaxmeta.tasks._glyphs import glyphs
 from jaxmeta.tasks._lake import draw_runs, hausdorff_baseline, lake_runs, modified_hausdorff
 from jaxmeta.tasks._omniglot import Split, Subset, omniglot, prepare_omniglot
@@ -28,6 +28,7 @@ __all__ = [
     "modified_hausdorff",
     "omniglot",
     "prepare_omniglot",
+    "quarter_turns",
     "sinusoid",
     "split_classes",
     "turns_and_shifts",

@@ -1,4 +1,4 @@
-"""Random changes of training images, each image's own, for `jaxmeta.augmented`."""
+"""Random changes of training images, each image's own, for `jaxmeta.augmented`, and turns, for `averaged`."""
 
 from collections.abc import Callable
 
@@ -58,6 +58,26 @@ def affine_distortions(images: jax.Array, key: jax.Array) -> jax.Array:
     draw_key, part_key = jax.random.split(key)
     parts = _draw(images, draw_key, (jnp.pi / 18, 0.3, 0.3, 0.2, 0.2, 2 / 105, 2 / 105))
     return _move(images, parts * jax.random.bernoulli(part_key, shape=parts.shape))
+
+
+def quarter_turns(images: jax.Array) -> jax.Array:
+    """Images turned by 0, 1, 2 and 3 quarters, counter-clockwise.
+
+    Args:
+        images: `[n, size, size, channels]`.
+
+    Returns:
+        `[4, n, size, size, channels]`.
+
+    Raises:
+        ValueError: the images are not square, or no images.
+
+    >>> quarter_turns(jnp.zeros((1, 2, 2, 1)).at[0, 0, 0].set(1.0))[1, 0, :, :, 0].tolist()
+    [[0.0, 0.0], [1.0, 0.0]]
+    """
+    if images.ndim != 4 or images.shape[1] != images.shape[2]:
+        raise ValueError(f"images must have shape [n, size, size, channels], but have {images.shape}")
+    return jnp.stack([jnp.rot90(images, k, axes=(1, 2)) for k in range(4)])
 
 
 def _draw(images: jax.Array, key: jax.Array, bounds: tuple[float, ...]) -> jax.Array:
