@@ -75,11 +75,11 @@ class OneShot(NamedTuple):
     """The accuracy in per cent in Lake's one-shot trials, 20 characters of one alphabet."""
 
     paper: str | None
-    mode: str = "transductive"  # or inductive, or turned: the run's mode, averaged over quarter turns
+    mode: str = "transductive"  # or inductive, or turned: transductive, averaged over quarter turns
 
     @property
     def what(self) -> str:
-        mode = "mean over quarter turns" if self.mode == "turned" else self.mode
+        mode = "transductive, mean over quarter turns" if self.mode == "turned" else self.mode
         return f"20 characters of one alphabet, 1 shot, {mode}, %"
 
     def find(self, result: Result) -> tuple[float, float] | None:
@@ -381,7 +381,7 @@ CELLS = {
         "A shorter training, with 10 queries of each class for 19 and classes turned one by one for all alike. The "
         "paper chooses its checkpoint by test classes, which no choice here has seen.",
     ),
-    # A small twin on blocks of 84 x 84 pixels: the paper's, on 105 x 105, takes seconds for a step on two cores.
+    # A small twin on 3 x 3 blocks of 84 x 84 pixels: the paper's, on 105 x 105, takes seconds for a step on two cores.
     "siamese-omniglot": Cell(
         "Siamese networks",
         "Omniglot",

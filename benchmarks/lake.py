@@ -22,9 +22,9 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from jaxmeta import averaged, metric, presets, tasks
+from jaxmeta import MetaLearner, averaged, metric, presets, tasks
 from jaxmeta.cli._commands import set_up_jax
-from jaxmeta.training import evaluate_runs
+from jaxmeta.training import Evaluation, evaluate_runs
 
 TOGETHER = 50  # pairs that are verified in one batch
 
@@ -49,11 +49,7 @@ def main(arguments: Arguments) -> None:
     set_up_jax()
     settings, setup, params, step = presets.load(arguments.run_dir, judged_settings(arguments.run_dir))
     runs, fine = (one_shot_runs(arguments, settings, size) for size in (settings.image_size, 105))
-    learner, mode = setup.test_learner, settings.query_mode
-    judged: Any = ((learner, mode), (learner, "inductive"), (averaged(learner, tasks.quarter_turns), mode))
-    found, alone, turned = (
-        evaluate_runs(learner, params, runs, seed=arguments.seed, query_mode=mode) for learner, mode in judged
-    )
+    found, others = judge(setup.test_learner, params, runs, settings.query_mode, arguments.seed)
     report: dict[str, Any] = {
         "command": command(arguments),
         "official_runs": arguments.all_runs is not None,
@@ -63,8 +59,7 @@ def main(arguments: Arguments) -> None:
         "interval": found.interval,
         "by_run": [round(float(value), 3) for value in found.values],
         "query_mode": found.query_mode,
-        "inductive": {"accuracy": alone.mean, "interval": alone.interval},
-        "turned": {"accuracy": turned.mean, "interval": turned.interval},
+        **others,
         "episode_hash": found.episode_hash,
         "hausdorff_error_at_105": float(tasks.hausdorff_baseline(fine).mean()),
     }
@@ -72,6 +67,15 @@ def main(arguments: Arguments) -> None:
         report["verification"] = verification(params, settings, arguments)
     (arguments.run_dir / "lake.json").write_text(json.dumps(report, indent=2) + "\n")
     print(json.dumps(report, indent=2))
+
+
+def judge(learner: MetaLearner, params: Any, runs: Any, mode: Any, seed: int) -> tuple[Evaluation, dict[str, Any]]:
+    """In that query mode; and beside it inductively, and with predictions averaged over quarter turns."""
+    alone = evaluate_runs(learner, params, runs, seed=seed, query_mode="inductive")
+    turned = evaluate_runs(averaged(learner, tasks.quarter_turns), params, runs, seed=seed, query_mode=mode)
+    beside = {"inductive": alone, "turned": turned}
+    found = evaluate_runs(learner, params, runs, seed=seed, query_mode=mode)
+    return found, {name: {"accuracy": one.mean, "interval": one.interval} for name, one in beside.items()}
 
 
 def judged_settings(run_dir: Path) -> presets.Settings:

@@ -64,7 +64,8 @@ def ranked() -> list[str]:
         "",
         "5 ways, 1 shot, 15 queries of each class, 600 episodes of Vinyals' test characters",
         "(`python benchmarks/ranking.py RUN ..`), MANN's images smaller than the others'. Classes are those of",
-        "training, turns included; a task is one `predict` with 75 queries, on two CPU cores, all methods in turns.",
+        "training, turned and mirrored ones too; a task is one `predict` with 75 queries, on two CPU cores, all methods",
+        "in turns.",
         "All networks but MetaNet's and MANN's normalise by the batch at hand: in training with as many queries of",
         "each class as the row tells (Reptile trains on shots alone), transductive with 15, inductive with the",
         "support set and one query, where the methods that embed both sets as one batch count the support set twice.",
@@ -99,6 +100,7 @@ def line(cell: Cell, row: Row, found: list[dict[str, Any]]) -> str:
         return f"| {' | '.join([*columns, 'not judged', '-', '-', '-'])} |"
     values = [value for _, (value, _) in judged]
     middle = statistics.median(values)
+    left_out = [(result.get("result") or {}).get("diverged", 0) for result, _ in judged]
     about = f"± {judged[0][1][1]:.2f}" if len(values) == 1 else f"({', '.join(f'{value:.2f}' for value in values)})"
     difference = "-" if row.paper is None else f"{round(middle - float(row.paper.split()[0]), 2) + 0.0:+.2f}"
     tasks = judged[0][0]["fit"]["steps"] * judged[0][0]["fit"]["meta_batch"]
@@ -108,5 +110,6 @@ def line(cell: Cell, row: Row, found: list[dict[str, Any]]) -> str:
         for result, _ in judged
     )
     spent = minutes(seconds, judged[0][0]["versions"]["backend"])
+    about += f", without {sum(left_out)} that diverged" if any(left_out) else ""
     columns += [f"{middle:.2f} {about}", difference, f"{tasks:,}{share}", spent]
     return f"| {' | '.join(columns)} |"

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmeta.episode import Batch, Episode, check_is_episode
+from jaxmeta.episode import Batch, Episode, check_batch, check_inputs, check_is_episode
 
 Params = Any
 Metrics = dict[str, jax.Array]
@@ -120,9 +120,9 @@ def averaged(learner: MetaLearner, views: Callable[[jax.Array], jax.Array]) -> M
     Worth its price where training knew the views, such as quarter turns of whole alphabets: their errors differ.
 
     Args:
-        learner: any; it is trained as before.
+        learner: any whose support and query sets both hold what `views` takes; it is trained as before.
         views: what an episode is seen as, `x [n, ...] -> [v, n, ...]`, the support set and the queries alike, for
-            instance `tasks.quarter_turns`.
+            instance `tasks.quarter_turns`. The number of views is one for all n.
 
     Returns:
         A `MetaLearner` whose `predict` and `predict_path` are means over the v views, of log-probabilities or logits
@@ -130,7 +130,8 @@ def averaged(learner: MetaLearner, views: Callable[[jax.Array], jax.Array]) -> M
         It has no `compare`: there is a comparison for each view.
 
     Raises:
-        ValueError: `views` returns something of another shape than that.
+        TypeError: `learner` is no `MetaLearner`, or what `predict` is given is no `Batch` or no array.
+        ValueError: `views` returns something of another shape than that, or support inputs and queries differ in shape.
 
     >>> from jaxmeta import nn, prototypical
     >>> learner = averaged(prototypical(nn.MLP((4,), 2)), lambda x: jnp.stack([x, x[..., ::-1]]))
@@ -139,10 +140,12 @@ def averaged(learner: MetaLearner, views: Callable[[jax.Array], jax.Array]) -> M
         The test-time crops and flips of Krizhevsky, Sutskever, Hinton 2012, NeurIPS.
     """
 
+    check_parts("learner", learner, ("meta_grad", "predict"), "a MetaLearner")
+
     def seen(x: jax.Array) -> jax.Array:
-        found = views(x)
-        if found.ndim != x.ndim + 1 or found.shape[1:] != x.shape:
-            raise ValueError(f"views must return inputs of shape {('views', *x.shape)}, but gave {found.shape}")
+        found = jnp.asarray(views(x))
+        if found.shape[1:] != x.shape or not len(found):
+            raise ValueError(f"views must return one or more views of inputs {x.shape}, but gave {found.shape}")
         return found
 
     def over_views(predict: Predict) -> Predict:
@@ -150,7 +153,15 @@ def averaged(learner: MetaLearner, views: Callable[[jax.Array], jax.Array]) -> M
             def of_view(support_x: jax.Array, query_x: jax.Array) -> jax.Array:
                 return predict(params, support._replace(x=support_x), query_x, key)
 
-            return jax.vmap(of_view)(seen(support.x), seen(query_x)).mean(0)
+            check_batch("support", support, None)
+            check_inputs(support.x, query_x)
+            of_support, of_queries = seen(support.x), seen(query_x)
+            if len(of_support) != len(of_queries):
+                raise ValueError(
+                    f"views must return as many views of all inputs, but gave {len(of_support)} of {len(support.x)} "
+                    f"inputs and {len(of_queries)} of {len(query_x)}"
+                )
+            return jax.vmap(of_view)(of_support, of_queries).mean(0)
 
         return mean
 

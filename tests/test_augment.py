@@ -1,12 +1,14 @@
 """Random changes of training inputs: the maps against a loop, their bounds, and who sees them."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from jaxmeta import Batch, Episode, augmented, averaged, maml, mann, memory, nn, prototypical, tasks
+from jaxmeta import Batch, Episode, augmented, averaged, evaluate, maml, mann, memory, nn, prototypical, tasks
 
 
 def mapped(image: np.ndarray, parts: np.ndarray) -> np.ndarray:
@@ -133,12 +135,31 @@ def test_averaged_predictions_are_the_mean_over_views_of_the_whole_episode() -> 
         assert mean.meta_grad is learner.meta_grad
 
 
+def test_averaged_learners_are_judged_each_query_alone_too() -> None:
+    source = tasks.episodes(tasks.glyphs("train", classes=8, image_size=8), ways=3, shots=1, queries=2)
+    learner = prototypical(nn.MLP((), 4), ways=3)
+    params = learner.init(jax.random.key(0), source.sample(source.data, jax.random.key(0)))
+    modes: tuple[Any, ...] = ("transductive", "inductive")
+    mean = averaged(learner, tasks.quarter_turns)
+    found = [evaluate(mean, params, source, episodes=4, query_mode=mode).values for mode in modes]
+    np.testing.assert_array_equal(*found)
+
+
 def test_views_are_of_all_inputs() -> None:
     x, learner = jnp.ones((3, 2)), prototypical(nn.MLP((), 4))
     support, _ = episode = Episode(*2 * (Batch(x, jnp.arange(3)),))
     params = learner.init(jax.random.key(0), episode)
-    with pytest.raises(ValueError, match=r"views must return inputs of shape \('views', 3, 2\), but gave \(3, 2\)"):
-        averaged(learner, lambda x: x).predict(params, support, x, jax.random.key(0))
+    for views, message in (
+        (lambda x: x, r"views must return one or more views of inputs \(3, 2\), but gave \(3, 2\)"),
+        (lambda x: x[None][:0], r"one or more views of inputs \(3, 2\), but gave \(0, 3, 2\)"),
+        (lambda x: jnp.stack(len(x) * [x]), "as many views of all inputs, but gave 3 of 3 inputs and 2 of 2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            averaged(learner, views).predict(params, support, x[:2], jax.random.key(0))
+    with pytest.raises(TypeError, match=r"support must be a jaxmeta.Batch\(x, y\), but is a tuple"):
+        averaged(learner, lambda x: x[None]).predict(params, tuple(support), x, jax.random.key(0))  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TypeError, match="learner must be a MetaLearner, with meta_grad and predict, but is of type"):
+        averaged(None, lambda x: x[None])  # pyright: ignore[reportArgumentType]
     with pytest.raises(
         ValueError, match=r"images must have shape \[n, size, size, channels\], but have \(1, 2, 3, 1\)"
     ):

@@ -4,7 +4,9 @@ import contextlib
 import dataclasses
 import io
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +20,7 @@ from jaxmeta import adapt, cli, evaluate, fit, losses, mask_by_path, memory, met
 from jaxmeta.cli import _commands
 from jaxmeta.cli._arguments import Train
 from jaxmeta.cli._commands import _train_options, _train_settings, set_up_jax
+from jaxmeta.training import Evaluation
 
 
 def run(*words: str) -> int:
@@ -66,6 +69,24 @@ def test_a_run_is_loaded_in_python(sinusoid_run: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"settings": {"addressing": "lrua"}}))
     with pytest.raises(ValueError, match="has no settings: the run was not made by jaxmeta train"):
         presets.load(tmp_path)
+
+
+def test_one_in_a_hundred_episodes_may_diverge_and_that_is_told(
+    sinusoid_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(sinusoid_run, tmp_path / "run")
+
+    def judged(*args: Any, may_diverge: float, **settings: Any) -> Evaluation:
+        assert may_diverge == 0.01
+        found = evaluate(*args, **settings)
+        return found._replace(values=np.append(found.values[1:], np.inf), diverged=1)
+
+    monkeypatch.setattr("jaxmeta.training.evaluate", judged)
+    assert run("evaluate", tmp_path / "run") == 0
+    assert "without 1 of the episodes, where adaptation diverged" in capsys.readouterr().out
+    (file,) = (tmp_path / "run").glob("evaluation-*.json")
+    assert (found := json.loads(file.read_text()))["diverged"] == 1
+    assert found["values"][-1] is None
 
 
 def test_evaluate_reads_the_run_and_overwrites_nothing(sinusoid_run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -187,6 +187,16 @@ def test_means_leave_out_the_episodes_that_may_diverge() -> None:
         evaluate(learner(largest[-3]), (), source, episodes=100, may_diverge=0.01)
     with pytest.raises(FloatingPointError, match="on 1 of 100 episodes; an inner loop that diverges"):
         evaluate(learner(largest[-2]), (), source, episodes=100)
+    for allowed, largest_right in ((0.29, largest[-30]), (0.57, largest[-58])):  # 0.29 * 100 < 29 in floats
+        with pytest.warns(UserWarning, match="which the means leave out"):
+            spared = evaluate(learner(largest_right), (), source, episodes=100, may_diverge=allowed)
+        assert spared.diverged == round(100 * allowed)
+
+    def broken(params, support: Batch, query_x: jax.Array, key: jax.Array) -> jax.Array:
+        return jnp.full((2, *query_x.shape), jnp.where(support.x.max() > largest[-2], jnp.nan, 0.0))
+
+    with pytest.raises(FloatingPointError, match="mse is nan on episode .* after adaptation step 0"):
+        evaluate(learner(np.inf)._replace(predict_path=broken), (), source, episodes=100, may_diverge=0.5)
     with pytest.raises(ValueError, match=r"may_diverge must be a share in \[0, 1\), but is 1"):
         evaluate(learner(largest[-2]), (), source, episodes=100, may_diverge=1)
 

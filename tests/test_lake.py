@@ -68,6 +68,19 @@ def test_the_official_layout_is_read(tmp_path: Path) -> None:
     assert runs.support.x.mean() < 0.2, "ink is 1"
 
 
+def test_a_learner_is_judged_on_turned_runs_too(folder: Path) -> None:
+    """One that sees how tall ink is at most, alike in all bars as they lie, and their length where they stand."""
+
+    def predict(params, support: Batch, query_x: jax.Array, key: jax.Array) -> jax.Array:
+        tallest, others = (x.sum((1, 3)).max(1) for x in (query_x, support.x))
+        return -jnp.abs(tallest[:, None] - others[None])
+
+    runs = tasks.lake_runs(folder, image_size=SIZE)
+    found, beside = lake.judge(nearest()._replace(predict=predict), {}, runs, "transductive", 0)
+    assert found.mean == beside["inductive"]["accuracy"] == 1 / WAYS
+    assert beside["turned"] == {"accuracy": 1.0, "interval": 0.0}
+
+
 def test_the_baseline_finds_what_is_only_shifted(folder: Path) -> None:
     runs = tasks.lake_runs(folder, image_size=SIZE)
     np.testing.assert_array_equal(tasks.hausdorff_baseline(runs), [0, 0])

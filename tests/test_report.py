@@ -233,6 +233,8 @@ def test_numbers_are_read_from_where_they_stand(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "m.json").write_text(json.dumps(run))
     task = "Omniglot, 5 ways, 1 shot, transductive, %"
     assert columns() == ["M", task, "91.0 ± 0.1", "90.00 ± 1.00", "-1.00", "600, 30 %", "2.0"]
+    (tmp_path / "m.json").write_text(json.dumps({**run, "result": {**evaluation(0.9), "diverged": 2}}))
+    assert columns()[3] == "90.00 ± 1.00, without 2 that diverged"
     (tmp_path / "m.json").write_text(json.dumps({**run, "versions": {"backend": "gpu"}}))
     assert columns()[-1] == "2.0 (GPU)"
     (tmp_path / "m-seed1.json").write_text(json.dumps({**run, "result": evaluation(0.96)}))

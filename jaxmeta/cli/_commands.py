@@ -11,8 +11,8 @@ from typing import Any
 
 from jaxmeta.cli._arguments import Compare, Evaluate, Train
 
-# Trained on one inner step, MAML diverges within ten on about one sinusoid in a thousand
-# (`benchmarks/sinusoid_init.py`), and what a processor's rounding makes of 70,000 steps decides on which.
+# Trained on one inner step, MAML ends ten with an error above 20 on about one sinusoid in a thousand
+# (`benchmarks/sinusoid_init.py`). Now and then one of these is infinite: the rounding of a processor decides on which.
 _MAY_DIVERGE = 0.01
 
 

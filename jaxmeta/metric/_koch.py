@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmeta import nn
+from jaxmeta.learner import check_int
 from jaxmeta.nn._pool import max_pool_2x2
 
 
@@ -103,12 +104,13 @@ class SmallTwin(fnn.Module):
         """Maps images x `[n, height, width, channels]` to `[n, positions * features]`, in (0, 1).
 
         Raises:
-            ValueError: x is not a batch of images, they have fewer than 4x4 blocks, `block` does not divide them, or 3
-                `features`.
+            TypeError: `block` is no int.
+            ValueError: x is not a batch of images, they have fewer than 4x4 blocks, `block` is less than 1 or does not
+                divide them, or 3 does not divide `features`.
         """
         if self.features < 3 or self.features % 3:
             raise ValueError(f"features must be a multiple of 3, but is {self.features}")
-        if self.block < 1:
+        if check_int("block", self.block) < 1:
             raise ValueError(f"block must be 1 or more, but is {self.block}")
         _check_images(x, 4 * self.block)
         x = _in_blocks(x, self.block)

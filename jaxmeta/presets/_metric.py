@@ -98,7 +98,7 @@ def _preset(method: str, dataset: str, ways: int | None, shots: int | None, quer
 def siamese_twin(image_size: int) -> metric.KochTwin | metric.SmallTwin:
     """The twin that the preset of `siamese` trains on images of that size: the paper's, or a small one.
 
-    The small one compares images of any multiple of 28 pixels at 7x7 positions.
+    The small one compares images of 28, 56 or 84 pixels at 7x7 positions.
 
     >>> siamese_twin(28).block, siamese_twin(84).block
     (1, 3)

@@ -1,7 +1,8 @@
 """Evaluation on a frozen list of episodes.
 
 The list is made from a seed, and named in the result by the SHA-256 of its contents: two results with one hash
-judged the very same episodes. The interval is 1.96 sigma / sqrt(episodes), over episodes.
+judged the very same episodes. The interval is 1.96 sigma / sqrt(episodes), over episodes. Where some were left out, as
+`may_diverge` allows, both are over the others, which are not the same for every learner: compare `values` then.
 """
 
 import functools
@@ -39,7 +40,7 @@ class Evaluation(NamedTuple):
         by_step: `(mean, interval)` after 0, 1, .., K adaptation steps; None if the learner does not adapt in steps, or
             with `by_step=False`.
         query_mode: how queries shared a batch.
-        episodes: how many.
+        episodes: how many there are on the list.
         seed: what the list of episodes was made from.
         episode_hash: SHA-256 of the list's contents.
         source: the description of the source.
@@ -91,8 +92,9 @@ def evaluate(
             sets as one batch then normalise by the support inputs twice, and the query once.
         by_step: judge after every adaptation step, where the learner adapts in steps, and not after the last alone.
             The queries are predicted once for each, which takes longer than to adapt where inductive ones are many.
-        may_diverge: the share of episodes, in [0, 1), on which adaptation may make the mean squared error infinite. All
-            means then leave them out, with a warning that tells how many they are.
+        may_diverge: the share of episodes, in [0, 1), on which adaptation may make the mean squared error infinite or
+            NaN. All means then leave them out, at every step, with a warning that tells how many they are; two always
+            have to be left.
         chunk: episodes mapped at once; None chooses, see `batch_meta_grad`.
 
     Returns:
@@ -105,7 +107,7 @@ def evaluate(
             the source's episodes have no queries, or labels that the learner has no answer for, or, judged inductively,
             support inputs and queries of two shapes.
         FloatingPointError: at a step that is judged, the mean squared error of an episode is not finite, on more
-            episodes than `may_diverge` says, or a query's scores are no answer: NaN, or minus infinity for all classes,
+            episodes than `may_diverge` says or before any adaptation, or a query's scores are no answer: NaN, or minus infinity for all classes,
             or infinity for several.
 
     >>> import optax
@@ -239,7 +241,9 @@ def _finite(metric: str, table: np.ndarray, adapts: bool, by_step: bool, may_div
             f"answer, on {count} of {len(table)} episodes"
         )
         remedy = "; an inner loop that diverges wants a smaller inner learning rate" if adapts else ""
-        if metric != "mse" or not adapts or count > min(may_diverge * len(table), len(table) - 2):
+        unadapted = adapts and by_step and broken[:, 0].any()
+        too_many = count / len(table) > may_diverge or count > len(table) - 2
+        if metric != "mse" or not adapts or unadapted or too_many:
             raise FloatingPointError(found + remedy)
         warnings.warn(f"{found}, which the means leave out{remedy}", stacklevel=4)
     return np.all(~broken, axis=1)
