@@ -139,7 +139,6 @@ def averaged(learner: MetaLearner, views: Callable[[jax.Array], jax.Array]) -> M
     References:
         The test-time crops and flips of Krizhevsky, Sutskever, Hinton 2012, NeurIPS.
     """
-
     check_parts("learner", learner, ("meta_grad", "predict"), "a MetaLearner")
 
     def seen(x: jax.Array) -> jax.Array:

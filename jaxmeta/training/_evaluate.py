@@ -107,8 +107,8 @@ def evaluate(
             the source's episodes have no queries, or labels that the learner has no answer for, or, judged inductively,
             support inputs and queries of two shapes.
         FloatingPointError: at a step that is judged, the mean squared error of an episode is not finite, on more
-            episodes than `may_diverge` says or before any adaptation, or a query's scores are no answer: NaN, or minus infinity for all classes,
-            or infinity for several.
+            episodes than `may_diverge` says or before any adaptation, or a query's scores are no answer: NaN, or minus
+            infinity for all classes, or infinity for several.
 
     >>> import optax
     >>> from jaxmeta import losses, maml, nn, tasks
