@@ -168,7 +168,7 @@ _START = (
     "and one of them takes a mean of 600 with it; from the start of MAML's code, truncated normals of 0.01 and zero "
     "biases, they diverge on 14 to 94 (`python benchmarks/sinusoid_init.py`). Processors that round otherwise train "
     "another network: with AVX-512, seed 0 of MAML came to 0.678 / 0.572 / 0.425 after 1 / 5 / 10 steps, without one "
-    "task of 600 whose error ended infinite (`jaxmeta train`)."
+    "task of 600 whose error ended infinite (`results/maml-sinusoid-avx512.json`)."
 )
 _OWN_SPLIT = (
     "A shorter training, and other test characters: the paper's random split cannot be drawn again from its code."
@@ -397,8 +397,9 @@ CELLS = {
         ),
         "Koch, Zemel, Salakhutdinov 2015",
         None,
-        "A smaller network, batch-normalised and without a dense layer, on smaller images, alphabets turned whole, "
-        "and a shorter training, at whose end 92 % of its own distorted trials come out right, by Adam. All drawers "
+        "A smaller network, batch-normalised and without a dense layer, on smaller images, alphabets turned and "
+        "mirrored whole, and a shorter training, at whose end 91 % of its own distorted trials come out right, by Adam. "
+        "Averaging over turns of a trial (`averaged(learner, tasks.quarter_turns)`) is not the paper's. All drawers "
         "train, of alphabets with 20 characters or more. Runs are drawn here, one of each of 20 evaluation "
         "alphabets, where the official ones are two of each of ten: pixels alone (modified Hausdorff) err on 41.5 % "
         "of them for 38.8 % there. Other episodes too are of one alphabet, but by any drawers.",
