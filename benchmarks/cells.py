@@ -398,7 +398,7 @@ CELLS = {
         "Koch, Zemel, Salakhutdinov 2015",
         None,
         "A smaller network, batch-normalised and without a dense layer, on smaller images, alphabets turned and "
-        "mirrored whole, and a shorter training, at whose end 91 % of its own distorted trials come out right, by Adam. "
+        "mirrored whole, and a shorter training by Adam, at whose end 91 % of its own distorted trials come out right. "
         "Averaging over turns of a trial (`averaged(learner, tasks.quarter_turns)`) is not the paper's. All drawers "
         "train, of alphabets with 20 characters or more. Runs are drawn here, one of each of 20 evaluation "
         "alphabets, where the official ones are two of each of ten: pixels alone (modified Hausdorff) err on 41.5 % "

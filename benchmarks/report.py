@@ -75,7 +75,7 @@ def ranked() -> list[str]:
         "",
         *(f"- `{command}`" for command in ranking.TRAININGS.values()),
         "",
-        "MAML's and MetaNet's ran on a busier machine, first-order MAML's, Reptile's and MANN's on a slower one, and the",
+        "MAML's and MetaNet's ran on a busier machine, first-order MAML's, Reptile's and MANN's on a slower one, the",
         "siamese network's on a faster one.",
         "",
         columns[0],
