@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmeta.episode import Batch, Episode
+from jaxmeta.tasks._augment import quarter_turns
 from jaxmeta.tasks._source import Source
 
 Rotations = Literal["none", "classes", "per_class", "per_episode", "per_episode_mirrored"]
@@ -128,7 +129,7 @@ def members_of_groups(classes: Classes, ways: int, turns: int) -> np.ndarray:
 
 def _turn(x: jax.Array, quarters: jax.Array) -> jax.Array:
     """Turns images `[ways, n, height, width, channels]` by a number of quarters for each class `[ways]`."""
-    turned = jnp.stack([jnp.rot90(x, k, axes=(2, 3)) for k in range(4)])
+    turned = quarter_turns(jax.lax.collapse(x, 0, 2)).reshape(4, *x.shape)
     return turned[quarters, jnp.arange(x.shape[0])]
 
 
