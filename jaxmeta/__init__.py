@@ -1,19 +1,10 @@
 """Meta-learning in JAX with exact second-order gradients."""
 
 from jaxmeta import analysis, losses, memory, metric, nn, optimization, tasks
+from jaxmeta.augmentation import augmented, averaged
 from jaxmeta.episode import Batch, Episode, check_episode
 from jaxmeta.inner import Adapted, adapt, clip_by_global_norm, mask_by_path, minibatches
-from jaxmeta.learner import (
-    Carried,
-    Comparison,
-    MetaLearner,
-    Model,
-    Replacement,
-    augmented,
-    averaged,
-    descended,
-    outer_step,
-)
+from jaxmeta.learner import Carried, Comparison, MetaLearner, Model, Replacement, descended, outer_step
 from jaxmeta.memory import mann, metanet
 from jaxmeta.meta_batch import batch_meta_grad
 from jaxmeta.metric import matching, matching_fce, prototypical, prototypical_zero_shot, relation, siamese

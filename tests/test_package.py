@@ -98,6 +98,7 @@ def test_imports_run_one_way(path: Path) -> None:
         "_precision",
         "_gradient",
         "learner",
+        "augmentation",
         "meta_batch",
         "inner",
         "optimization",

@@ -5,7 +5,8 @@ from typing import NamedTuple
 import optax
 
 from jaxmeta import tasks
-from jaxmeta.learner import MetaLearner, augmented
+from jaxmeta.augmentation import augmented
+from jaxmeta.learner import MetaLearner
 from jaxmeta.optimization import anil, boil, fomaml, imaml, maml, reptile, truncated_maml
 from jaxmeta.presets._memory import MEMORY
 from jaxmeta.presets._metric import METRIC
