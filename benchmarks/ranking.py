@@ -3,8 +3,8 @@
     python benchmarks/ranking.py RUN [RUN ..]     # run folders of `jaxmeta train .. --dataset omniglot`
 
 5 ways, 1 shot, 15 queries of each class, 600 episodes of the 423 test characters of Vinyals' split, which no run may
-have been trained on: the splits `vinyals` and `lake` keep them apart. How many classes a run did train on, turns
-included, stands in its row. Images are of the size that it was trained on; characters and drawings are the same for
+have been trained on: the splits `vinyals` and `lake` keep them apart. How many classes a run did train on, turned and
+mirrored too, stands in its row. Images are of the size that it was trained on; characters and drawings are the same for
 all. Transductive: all 75 queries at once. Inductive: each query alone with the support set. Adaptation is one `predict`
 on an episode, compiled before, all queries at once: the median of 20, all methods in turns. A method that no run is
 given for keeps its row, but for that time; one whose network is another by now wants a run.

@@ -689,6 +689,8 @@ def test_images_of_the_wrong_size_are_named() -> None:
         jax.eval_shape(metric.SmallTwin(64).init, KEY, jnp.ones((2, 28, 28, 1)))
     with pytest.raises(ValueError, match="block=3 must divide the images, but they have 28x28 pixels"):
         jax.eval_shape(metric.SmallTwin(block=3).init, KEY, jnp.ones((2, 28, 28, 1)))
+    with pytest.raises(TypeError, match=r"block must be an int, but is 2\.0"):
+        jax.eval_shape(metric.SmallTwin(block=2.0).init, KEY, jnp.ones((2, 28, 28, 1)))  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="block must be 1 or more, but is 0"):
         jax.eval_shape(metric.SmallTwin(block=0).init, KEY, jnp.ones((2, 28, 28, 1)))
     with pytest.raises(TypeError, match="query_x must be an array with an example axis, but is of type list"):
