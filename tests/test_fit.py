@@ -499,15 +499,18 @@ def test_one_device_convolves_otherwise_to_the_same_steps() -> None:
     source = tasks.episodes(tasks.glyphs("train", classes=20), ways=3, shots=1, queries=1)
     learner = maml(nn.Conv4(3, features=32), inner_optimizer=optax.sgd(0.1))
     params = to_float64(learner.init(jax.random.key(1), source.sample(source.data, jax.random.key(0))))
-    programs, moved = [], []
+    programs, moved, shared = [], [], []
     for one_device in (False, True):
         window = train_window(one_device=one_device)
         state = TrainState(jax.tree.map(jnp.array, params), OPTIMIZER.init(params))
-        compiled = window.lower(
+        traced = window.trace(
             learner, source.sample, OPTIMIZER, 1, None, 1, 2, state, source.data, jax.random.key(0), 0
-        ).compile()
+        )
+        compiled = traced.lower().compile()
+        shared.append("shared_cores=True" in str(traced.jaxpr))
         programs.append(compiled.as_text())
         moved.append(compiled(state, source.data, jax.random.key(0), 0)[0].params)
+    assert shared == [False, jax.default_backend() == "cpu"]
     assert (programs[0] != programs[1]) == (jax.default_backend() == "cpu"), "has the option another name in this XLA?"
     assert_trees_close(*moved, 1e-8, 1e-10)
 

@@ -307,13 +307,14 @@ def test_the_forms_of_every_backend_are_the_same(kind, size, strides, pads) -> N
     g = jnp.cos(_conv2d._as_products(x, w, kind="y", **shape))
     operands = {"y": (x, w), "x": (g, w), "w": (x, g)}[kind]
     expected = _conv2d._as_products(*operands, kind=kind, **shape)
-    for form in (_conv2d._as_jax_does, _conv2d._for_cpu):
+    forms = [_conv2d._as_jax_does, *(functools.partial(_conv2d._for_cpu, shared_cores=s) for s in (False, True))]
+    for form in forms:
         np.testing.assert_allclose(form(*operands, kind=kind, **shape), expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(("platform", "as_jax"), [("cuda", True), ("tpu", True), ("cpu", False)])
 def test_accelerators_run_the_transposes_that_jax_makes(platform: str, as_jax: bool) -> None:
-    x, w = jnp.ones((2, 6, 6, 3)), jnp.ones((3, 3, 3, 4))
+    x, w = jnp.ones((2, 6, 6, 12)), jnp.ones((3, 3, 12, 4))
 
     def layouts(conv) -> list[str]:
         gradient = jax.grad(
@@ -345,6 +346,29 @@ def test_a_kernel_s_gradient_is_the_sum_over_slices_of_the_images(monkeypatch, i
     ours = jax.jit(gradient(nn.conv_general_dilated))
     assert ("while" in ours.lower(w).as_text()) == (images >= 6)  # a loop over whole slices
     np.testing.assert_allclose(ours(w), gradient(jax.lax.conv_general_dilated)(w), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("image_bytes", "alone", "shared"),
+    [
+        (14 * 14 * 64 * 4, 5, 80),  # a core's own cache, and five of a vector's length
+        (28 * 28 * 64 * 4, 4, 16),
+        (56 * 56 * 64 * 4, 1, 5),
+        (2**23, 1, 1),
+        (1, 2**18, 2**22),
+    ],
+)
+def test_slices_are_larger_where_cores_share_a_convolution(image_bytes: int, alone: int, shared: int) -> None:
+    assert _conv2d._slice(image_bytes, False) == alone
+    assert _conv2d._slice(image_bytes, True) == shared
+
+
+@pytest.mark.parametrize(("images", "channels", "as_product"), [(75, 1, True), (400, 1, False), (2, 12, False)])
+def test_on_cpu_a_few_products_are_a_matrix_product(images: int, channels: int, as_product: bool) -> None:
+    x, w = jnp.ones((images, 28, 28, channels)), jnp.ones((3, 3, channels, 4))
+    conv = lambda x, w: nn.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=LAYOUT)  # noqa: E731
+    text = jax.jit(conv).trace(x, w).lower(lowering_platforms=("cpu",)).as_text()
+    assert ("stablehlo.dot_general" in text, "stablehlo.convolution" in text) == (as_product, not as_product)
 
 
 def test_networks_do_not_broadcast_ranks_implicitly() -> None:
@@ -392,7 +416,7 @@ def test_slices_of_sixteen_bit_images_are_added_in_more() -> None:
 
 
 def test_one_kernel_for_all_stays_a_convolution_under_vmap() -> None:
-    x, w = jnp.ones((2, 3, 5, 5, 2)), jnp.ones((3, 3, 2, 4))
+    x, w = jnp.ones((2, 3, 5, 5, 12)), jnp.ones((3, 3, 12, 4))
     conv = lambda x, w: nn.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=LAYOUT)  # noqa: E731
     mapped = jax.jit(jax.vmap(conv, (0, None)))
     assert "stablehlo.convolution" in mapped.lower(x, w).as_text()

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from jaxmeta import nn
 from jaxmeta.learner import check_int
+from jaxmeta.nn._normed_conv import NormedConv
 from jaxmeta.nn._pool import max_pool_2x2
 
 
@@ -116,8 +117,8 @@ class SmallTwin(fnn.Module):
         x = _in_blocks(x, self.block)
         for i in range(6):
             width = self.features // 3 if i < 2 else self.features
-            conv = fnn.Conv(width, (3, 3), conv_general_dilated=nn.conv_general_dilated, name=f"conv_{i}")
-            x = nn.BatchNorm(epsilon=1e-5, name=f"norm_{i}")(conv(x), max_pool_2x2 if i < 2 else None)
+            convolved = NormedConv(width, name=f"conv_{i}")(x)
+            x = nn.BatchNorm(epsilon=1e-5, name=f"norm_{i}")(convolved, max_pool_2x2 if i < 2 else None)
             x = fnn.relu(x) if i < 5 else jax.nn.sigmoid(x)
         return jax.lax.collapse(x, 1)
 

@@ -26,6 +26,7 @@ from jaxmeta.episode import Batch, Episode
 from jaxmeta.learner import Comparison, MetaLearner, Model, Params
 from jaxmeta.metric._kernels import class_sums
 from jaxmeta.metric._metric_learner import metric_learner
+from jaxmeta.nn._normed_conv import NormedConv, Streamed
 from jaxmeta.nn._pool import max_pool_2x2
 from jaxmeta.nn._stateless import init_stateless
 
@@ -116,17 +117,6 @@ def _paper_kernel(key: jax.Array, shape: Any, dtype: Any = jnp.float32) -> jax.A
     return jax.random.normal(key, shape, dtype) * (2.0 / (height * width * features)) ** 0.5
 
 
-def _conv(features: int, padding: str, name: str) -> fnn.Conv:
-    return fnn.Conv(
-        features,
-        (3, 3),
-        padding=padding,
-        kernel_init=_paper_kernel,
-        conv_general_dilated=nn.conv_general_dilated,
-        name=name,
-    )
-
-
 class RelationEncoder(fnn.Module):
     """The paper's encoder: two blocks without padding that pool, two with padding that do not.
 
@@ -152,8 +142,9 @@ class RelationEncoder(fnn.Module):
                 f"x must hold images [n, height, width, channels], at least 10x10, but has shape {x.shape}"
             )
         for i, padding in enumerate(("VALID", "VALID", "SAME", "SAME")):
-            x = _conv(self.features, padding, f"conv_{i}")(x)
-            x = fnn.relu(nn.BatchNorm(epsilon=self.epsilon, name=f"norm_{i}")(x, max_pool_2x2 if i < 2 else None))
+            convolved = NormedConv(self.features, padding=padding, kernel_init=_paper_kernel, name=f"conv_{i}")(x)
+            norm = nn.BatchNorm(epsilon=self.epsilon, name=f"norm_{i}")
+            x = fnn.relu(norm(convolved, max_pool_2x2 if i < 2 else None))
         return x
 
 
@@ -191,7 +182,8 @@ class RelationModule(fnn.Module):
             )
         x = self._first_convolution(references, queries)
         x = self._pooled(x, "norm_0")
-        x = self._pooled(_conv(self.features, self.padding, "conv_1")(x), "norm_1")
+        convolve = NormedConv(self.features, padding=self.padding, kernel_init=_paper_kernel, name="conv_1")
+        x = self._pooled(convolve(x), "norm_1")
         if 0 in x.shape[1:]:
             raise ValueError(f"feature maps of {references.shape[1:3]} are too small to be pooled twice")
         x = fnn.relu(self._dense(self.hidden, "dense_0")(jax.lax.collapse(x, 1)))
@@ -211,7 +203,7 @@ class RelationModule(fnn.Module):
         pairs = theirs[:, None] + ours[None]
         return pairs.reshape(-1, *pairs.shape[2:])
 
-    def _pooled(self, x: jax.Array, name: str) -> jax.Array:
+    def _pooled(self, x: jax.Array | Streamed, name: str) -> jax.Array:
         return fnn.relu(nn.BatchNorm(epsilon=self.epsilon, name=name)(x, max_pool_2x2))
 
     def _dense(self, features: int, name: str) -> fnn.Dense:

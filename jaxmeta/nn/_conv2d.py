@@ -29,12 +29,19 @@ _LAYOUT = ("NHWC", "HWIO", "NHWC")
 # times as long image by image: a few are taken together while the cache that cores share holds them.
 _SLICE_BYTES = 2**18
 _FEW_IMAGES, _FEW_BYTES = 4, 2**20
+# Where all cores share a convolution, they want more, and images in multiples of a vector's length.
+_SHARED_SLICE_BYTES, _VECTOR = 2**22, 16
+# A sum of so few products is faster as a matrix product, while a cache holds its patches.
+_FEW_PRODUCTS, _PATCHES_BYTES = 100, 2**22
+
+# Whether what is being traced is for a compiler whose convolutions share all cores of a CPU.
+shared_cores = jax.make_user_context(False)
 
 
 def conv2d(x: jax.Array, w: jax.Array, strides: tuple[int, ...], pads: Pads, precision: Any) -> jax.Array:
     """Convolves images `[n, h, w, c]` with a kernel `[kh, kw, c, o]`, of one type, to `[n, h', w', o]`."""
-    sizes, window = x.shape[1:3], w.shape[:2]
-    return _conv2d(x, w, kind="y", strides=strides, pads=pads, sizes=sizes, window=window, precision=precision)
+    shape = {"strides": strides, "pads": pads, "sizes": x.shape[1:3], "window": w.shape[:2]}
+    return _conv2d(x, w, kind="y", **shape, precision=precision, shared_cores=shared_cores.value)
 
 
 def patches(x: jax.Array, window: tuple[int, ...], strides: tuple[int, ...], pads: Any, dilation: Any) -> jax.Array:
@@ -85,6 +92,9 @@ def _for_cpu(a: jax.Array, b: jax.Array, *, kind: Kind, **params: Any) -> jax.Ar
     strides, pads, sizes, window = (params[name] for name in ("strides", "pads", "sizes", "window"))
     convolve = functools.partial(jax.lax.conv_general_dilated, dimension_numbers=_LAYOUT, precision=params["precision"])
     if kind == "y":
+        patches_bytes = a.nbytes * math.prod(window) // math.prod(strides)
+        if math.prod(b.shape[:3]) <= _FEW_PRODUCTS and patches_bytes <= _PATCHES_BYTES:
+            return _as_products(a, b, kind=kind, **params)
         return convolve(a, b, strides, pads)
     if kind == "x":
         if strides != (1, 1):  # input dilation multiplies mostly zeros
@@ -98,18 +108,17 @@ def _for_cpu(a: jax.Array, b: jax.Array, *, kind: Kind, **params: Any) -> jax.Ar
     return _over_slices(a, b, **params)
 
 
-def _over_slices(x: jax.Array, g: jax.Array, **params: Any) -> jax.Array:
-    """The kind "w" as a sum over slices of the images, each of a size that a core's cache holds."""
+def _over_slices(x: jax.Array, g: jax.Array, *, shared_cores: bool, **params: Any) -> jax.Array:
+    """The kind "w" as a sum over slices of the images, each of a size that a cache holds."""
     wide = jnp.promote_types(x.dtype, jnp.float32)  # 16 bits are too few to add slices in
 
     def part(x: jax.Array, g: jax.Array) -> jax.Array:
         return _channels_as_images(x, g, **params).astype(wide)
 
-    images, largest = x.shape[0], max(x.nbytes, g.nbytes, 1)
+    images = x.shape[0]
     if not images:
         return _channels_as_images(x, g, **params)
-    fitting, few = (limit * images // largest for limit in (_SLICE_BYTES, _FEW_BYTES))
-    size = min(images, max(1, fitting, min(few, _FEW_IMAGES)))
+    size = min(images, _slice(max(x.nbytes, g.nbytes, 1) / images, shared_cores))
     whole = images - images % size
     slices = tuple(operand[:whole].reshape(-1, size, *operand.shape[1:]) for operand in (x, g))
     if whole == size:
@@ -118,6 +127,14 @@ def _over_slices(x: jax.Array, g: jax.Array, **params: Any) -> jax.Array:
         like = jnp.zeros((*params["window"], x.shape[3], g.shape[3]), wide)
         total = jax.lax.scan(lambda sum_, slice_: (sum_ + part(*slice_), None), like, slices)[0]
     return (total if whole == images else total + part(x[whole:], g[whole:])).astype(x.dtype)
+
+
+def _slice(image_bytes: float, shared_cores: bool) -> int:
+    """How many images of so many bytes to take together."""
+    fitting, few, shared = (int(limit / image_bytes) for limit in (_SLICE_BYTES, _FEW_BYTES, _SHARED_SLICE_BYTES))
+    if shared_cores:
+        return max(1, shared - shared % _VECTOR if shared > _VECTOR else shared)
+    return max(1, fitting, min(few, _FEW_IMAGES))
 
 
 def _channels_as_images(
@@ -156,5 +173,5 @@ _conv2d = trilinear(
     form=_as_jax_does,
     on_cpu=_for_cpu,
     batch=_batch,
-    static=("strides", "pads", "sizes", "window", "precision"),
+    static=("strides", "pads", "sizes", "window", "precision", "shared_cores"),
 )

@@ -18,11 +18,11 @@ from typing import Literal
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from jaxmeta.nn._conv import conv_general_dilated
 from jaxmeta.nn._dot import dot_general
 from jaxmeta.nn._norm import BatchNorm
+from jaxmeta.nn._normed_conv import NormedConv
 from jaxmeta.nn._pool import max_pool_2x2
 
 # The largest entry stays the largest under these: they come after the max-pool, and have a quarter of the work. Any
@@ -30,29 +30,11 @@ from jaxmeta.nn._pool import max_pool_2x2
 _NON_DECREASING = (nn.relu, nn.leaky_relu, nn.elu, nn.softplus, nn.sigmoid, nn.tanh)
 
 
-class _Conv(nn.Module):
-    """A 3x3 convolution, with a bias as a parameter that is added unless a normalisation takes it away again."""
-
-    features: int
-    stride: int
-    add_bias: bool
-    kernel_init: Callable[..., jax.Array]
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        kernel = self.param("kernel", self.kernel_init, (3, 3, x.shape[-1], self.features), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
-        strides, layout = (self.stride, self.stride), ("NHWC", "HWIO", "NHWC")
-        y = conv_general_dilated(x, kernel, strides, "SAME", dimension_numbers=layout)
-        return y + bias.reshape(1, 1, 1, -1) if self.add_bias else y
-
-
 class Conv4(nn.Module):
     """Four blocks of 3x3 convolution, batch normalisation, ReLU and halving; then, perhaps, a linear head.
 
-    The convolutions have biases, as in the papers' code and counts. Batch normalisation subtracts a bias again with
-    the mean, so before it they are not added at all: the values are the same, their gradients are exactly zero, and
-    a max-pooling network is a tenth faster.
+    The convolutions have biases, as in the papers' code and counts; before a normalisation, which would take them away
+    again, they are not added, and their gradients are exactly zero.
 
     Attributes:
         outputs: width of the linear head, `ways` for a classifier; None for the embedding itself.
@@ -92,17 +74,28 @@ class Conv4(nn.Module):
         before, after = (pool, None) if self.activation in _NON_DECREASING else (None, pool)
         for i in range(4):
             stride = 2 if self.pool == "stride" else 1
-            x = _Conv(self.features, stride, not self.norm, self.kernel_init, name=f"conv_{i}")(x)
             if self.norm:
-                x = BatchNorm(use_scale=self.norm_scale, epsilon=self.epsilon, name=f"norm_{i}")(x, before)
-            elif before:
-                x = before(x)
+                convolved = NormedConv(self.features, stride, kernel_init=self.kernel_init, name=f"conv_{i}")(x)
+                x = BatchNorm(use_scale=self.norm_scale, epsilon=self.epsilon, name=f"norm_{i}")(convolved, before)
+            else:
+                x = self._conv(stride, f"conv_{i}")(x)
+                x = before(x) if before else x
             x = self.activation(x)
             x = after(x) if after else x
         x = x.mean((1, 2)) if self.readout == "mean" else jax.lax.collapse(x, 1)
         if self.outputs is None:
             return x
         return nn.Dense(self.outputs, kernel_init=self.head_init, dot_general=dot_general, name="head")(x)
+
+    def _conv(self, stride: int, name: str) -> nn.Conv:
+        return nn.Conv(
+            self.features,
+            (3, 3),
+            stride,
+            kernel_init=self.kernel_init,
+            conv_general_dilated=conv_general_dilated,
+            name=name,
+        )
 
     def _check(self, x: jax.Array) -> None:
         if self.pool not in ("max", "stride"):

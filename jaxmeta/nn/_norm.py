@@ -6,6 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxmeta.nn._normed_conv import Streamed
+
 
 class BatchNorm(nn.Module):
     """Normalises each channel by the mean and variance of the batch at hand, always.
@@ -27,11 +29,11 @@ class BatchNorm(nn.Module):
     epsilon: float = 1e-3
 
     @nn.compact
-    def __call__(self, x: jax.Array, pool: Callable[[jax.Array], jax.Array] | None = None) -> jax.Array:
+    def __call__(self, x: jax.Array | Streamed, pool: Callable[[jax.Array], jax.Array] | None = None) -> jax.Array:
         """Normalises x `[..., channels]` over all its other axes.
 
         Args:
-            x: the batch.
+            x: the batch, or a convolution that is yet to make it.
             pool: a max-pooling to follow; None for none. The result is that of `pool(norm(x))`, with the mean and
                 variance of all of x, but no more is normalised than pooling keeps: the largest entries, and in channels
                 of a negative scale the smallest. For another kind of pooling, that is not the same.
@@ -40,18 +42,23 @@ class BatchNorm(nn.Module):
             The normalised batch, pooled if `pool` is given. At a scale of exactly zero, where all entries of a window
             are equal, its derivative is that from above.
         """
-        axes = tuple(range(x.ndim - 1))
-        centred = x - x.mean(axes, keepdims=True)
-        factor = jax.lax.rsqrt((centred**2).mean(axes, keepdims=True) + self.epsilon)
-        sign = 1
-        if self.use_scale:
-            scale = self._channels(x, "scale", nn.initializers.ones)
-            factor, sign = factor * scale, jnp.where(scale < 0, -1, 1)
-        if pool is not None:
-            centred = sign * pool(sign * centred)
-        y = centred * factor
-        return y + self._channels(x, "bias", nn.initializers.zeros) if self.use_bias else y
+        scale = self._channels(x.shape, "scale", nn.initializers.ones) if self.use_scale else 1
+        sign = jnp.where(scale < 0, -1, 1) if self.use_scale else 1
 
-    def _channels(self, x: jax.Array, name: str, init: Callable[..., jax.Array]) -> jax.Array:
-        """A parameter `[channels]`, shaped to meet x without implicit broadcasting of ranks."""
-        return self.param(name, init, x.shape[-1:], jnp.float32).reshape((1,) * (x.ndim - 1) + x.shape[-1:])
+        def keep(centred: jax.Array) -> jax.Array:
+            return sign * pool(sign * centred) if pool else centred
+
+        centred, variance = x.centred(keep) if isinstance(x, Streamed) else _centred(x, keep)
+        y = centred * (jax.lax.rsqrt(variance + self.epsilon) * scale)
+        return y + self._channels(x.shape, "bias", nn.initializers.zeros) if self.use_bias else y
+
+    def _channels(self, shape: tuple[int, ...], name: str, init: Callable[..., jax.Array]) -> jax.Array:
+        """A parameter `[channels]`, shaped to meet the batch without implicit broadcasting of ranks."""
+        return self.param(name, init, shape[-1:], jnp.float32).reshape((1,) * (len(shape) - 1) + shape[-1:])
+
+
+def _centred(x: jax.Array, keep: Callable[[jax.Array], jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """What `keep` makes of the centred x, and the variance of each channel."""
+    axes = tuple(range(x.ndim - 1))
+    centred = x - x.mean(axes, keepdims=True)
+    return keep(centred), (centred**2).mean(axes, keepdims=True)

@@ -24,6 +24,7 @@ from jaxmeta._memory import peak_bytes
 from jaxmeta._precision import wide_norm
 from jaxmeta.learner import MetaLearner, Params, carried, check_parts, descended, outer_step
 from jaxmeta.meta_batch import batch_meta_grad, divide
+from jaxmeta.nn._conv2d import shared_cores
 from jaxmeta.tasks import Source
 from jaxmeta.training import _run
 from jaxmeta.training._checks import check_like, check_metrics, check_numbers, check_source, validation_metrics
@@ -222,7 +223,13 @@ def _train(
 def train_window(*, one_device: bool) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
     """`_window`, compiled for one device or for several; the state that it is given is gone after."""
     options = _on_every_core() if one_device else None
-    return jax.jit(_window, static_argnums=tuple(range(7)), donate_argnums=7, compiler_options=options)
+
+    @functools.partial(jax.jit, static_argnums=tuple(range(7)), donate_argnums=7, compiler_options=options)
+    def window(*args: Any) -> tuple[TrainState, dict[str, jax.Array]]:
+        with shared_cores(options is not None):
+            return _window(*args)
+
+    return window
 
 
 def _on_every_core() -> dict[str, Any] | None:

@@ -1,0 +1,111 @@
+"""Convolutions that are normalised while a slice of their values is at hand, against the same done at once."""
+
+import chex
+import flax.linen as fnn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import assert_trees_close
+
+from jaxmeta import nn
+from jaxmeta.nn._normed_conv import NormedConv, Streamed
+from jaxmeta.nn._pool import max_pool_2x2
+
+on_cpu = pytest.mark.skipif(jax.default_backend() != "cpu", reason="accelerators store the values")
+
+
+class Block(fnn.Module):
+    """The first block of a network, with or without slices."""
+
+    padding: str = "SAME"
+    stride: int = 1
+    pools: bool = True
+
+    @fnn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        convolved = NormedConv(4, self.stride, self.padding, name="conv")(x)
+        return nn.BatchNorm(name="norm")(convolved, max_pool_2x2 if self.pools else None)
+
+
+def slices_of(images: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Streamed, "_slice", lambda self: images)
+
+
+def value_and_derivatives(block: Block, params, x: jax.Array, tasks: int):
+    def total(params, x):
+        apply = jax.vmap(block.apply, (0, None)) if tasks else block.apply
+        return jnp.sum(jnp.sin(apply(params, x)))
+
+    grads = jax.grad(total, (0, 1))
+    direction = jax.tree.map(jnp.cos, (params, x))
+    return block.apply(params, x) if not tasks else 0, grads(params, x), jax.jvp(grads, (params, x), direction)[1]
+
+
+@on_cpu
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("tasks", [0, 3])
+@pytest.mark.parametrize("images", [6, 7])
+@pytest.mark.parametrize(("padding", "stride", "pools"), [("SAME", 1, True), ("VALID", 1, True), ("SAME", 2, False)])
+def test_slices_of_images_have_the_values_and_derivatives_of_all(
+    monkeypatch, tasks: int, images: int, padding: str, stride: int, pools: bool
+) -> None:
+    block, key = Block(padding, stride, pools), jax.random.key(0)
+    x = 2.0 + jax.random.normal(key, (images, 7, 8, 2), jnp.float64)
+    slices_of(100, monkeypatch)
+    like = block.init(key, x)
+    shape = (tasks,) if tasks else ()
+    params = jax.tree.map(lambda leaf: jax.random.normal(key, (*shape, *leaf.shape), jnp.float64), like)
+    assert (params["params"]["norm"]["scale"] < 0).any()
+    whole = value_and_derivatives(block, params, x, tasks)
+    slices_of(3, monkeypatch)
+    chex.assert_trees_all_equal(block.init(key, x), like)
+    assert "scan" in str(jax.make_jaxpr(block.apply)(like, x))
+    assert_trees_close(value_and_derivatives(block, params, x, tasks), whole, rtol=1e-9, atol=1e-10)
+
+
+@on_cpu
+@pytest.mark.parametrize("order", [1, 2])
+def test_the_values_of_many_images_are_never_stored(order: int) -> None:
+    """Forward, in the gradient, and in a Hessian-vector product."""
+    model, x = nn.Conv4(None, features=8), jnp.zeros((400, 28, 28, 1))
+    params = model.init(jax.random.key(0), x[:2])
+    loss = lambda params: jnp.sum(model.apply(params, x) ** 2)  # noqa: E731
+    gradient = lambda params: jax.jvp(jax.grad(loss), (params,), (params,))[1] if order == 2 else jax.grad(loss)(params)  # noqa: E731
+    text = str(jax.make_jaxpr(gradient)(params))
+    assert "400,14,14,8]" in text
+    assert "400,28,28,8]" not in text
+
+
+@pytest.mark.parametrize(
+    ("x", "features"),
+    [
+        (jnp.zeros((20, 28, 28, 1)), 4),  # hardly more than a slice
+        (jnp.zeros((400, 28, 28, 12)), 8),  # 108 products for each value
+        (jnp.zeros((400, 28, 28, 1), jnp.bfloat16), 8),  # 16 bits are too few to add slices' gradients in
+        (jnp.zeros((0, 28, 28, 1)), 4),
+        (jnp.zeros((4, 0, 28, 1)), 4),
+    ],
+)
+def test_what_does_not_pay_is_computed_at_once(x: jax.Array, features: int) -> None:
+    convolve = NormedConv(features, kernel_init=lambda key, shape, dtype: jnp.ones(shape, x.dtype))
+    assert isinstance(jax.eval_shape(lambda: convolve.init_with_output(jax.random.key(0), x)[0]), jax.ShapeDtypeStruct)
+
+
+@on_cpu
+def test_a_slice_has_what_a_cache_holds() -> None:
+    kernel = jnp.zeros((3, 3, 1, 64))
+    assert Streamed(jnp.zeros((320, 28, 28, 1)), kernel, 1, "SAME")._slice() == 10
+    wide = Streamed(jnp.zeros((320, 28, 28, 9)), jnp.zeros((3, 3, 9, 32)), 1, "SAME")
+    assert wide._slice() == 8  # 81 products for each of 32 values
+    assert Streamed(jnp.zeros((4, 500, 500, 1)), kernel, 1, "SAME")._slice() == 1
+
+
+def test_the_mean_is_that_of_the_mean_image() -> None:
+    """Far from zero, where a mean square less a squared mean would have lost most of its digits."""
+    x = 100 + jax.random.normal(jax.random.key(0), (400, 28, 28, 1))
+    convolution = Streamed(x, jax.random.normal(jax.random.key(1), (3, 3, 1, 4)), 1, "VALID")
+    values = np.asarray(convolution.of(x), np.float64)
+    centred, variance = convolution.centred(lambda centred: centred)
+    np.testing.assert_allclose(variance[0, 0, 0], values.var((0, 1, 2)), rtol=1e-6)
+    np.testing.assert_allclose(centred.mean((0, 1, 2)) / values.std((0, 1, 2)), 0, atol=3e-4)
