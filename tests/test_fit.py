@@ -510,16 +510,22 @@ def test_one_device_convolves_otherwise_to_the_same_steps() -> None:
         shared.append("shared_cores=True" in str(traced.jaxpr))
         programs.append(compiled.as_text())
         moved.append(compiled(state, source.data, jax.random.key(0), 0)[0].params)
+        assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params)), "the state was to be given away"
     assert shared == [False, jax.default_backend() == "cpu"]
     assert (programs[0] != programs[1]) == (jax.default_backend() == "cpu"), "has the option another name in this XLA?"
     assert_trees_close(*moved, 1e-8, 1e-10)
 
 
 def test_a_user_s_own_choice_of_convolutions_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    from jaxmeta.training._fit import _on_every_core
+    from jaxmeta.nn._conv2d import shared_cores
+    from jaxmeta.training import _fit
 
+    found = []
+    monkeypatch.setattr(_fit, "_window", lambda *args: found.append(shared_cores.value))
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_experimental_ynn_fusion_type=")
-    assert _on_every_core() is None
+    assert _fit._on_every_core() is None
+    _fit.train_window.__wrapped__(one_device=True).trace(*range(8))
+    assert found == [False]
 
 
 def test_episodes_drawn_ahead_are_those_drawn_step_by_step(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -242,6 +242,17 @@ def test_conv4_pools_what_it_has_activated(activation, norm: bool, padding: str)
     assert_trees_close(value_and_gradient(model.apply), value_and_gradient(by_hand), rtol=1e-8, atol=1e-9)
 
 
+@pytest.mark.usefixtures("float64")
+def test_conv4_without_normalisation_halves_by_strides_in_fast_convolutions() -> None:
+    model, x = nn.Conv4(None, features=4, pool="stride", norm=False), jax.random.normal(jax.random.key(0), (3, 9, 9, 1))
+    params = random_params(model.init(jax.random.key(1), x))
+    expected = x
+    for i in range(4):
+        expected = fnn.relu(fnn.Conv(4, (3, 3), 2).apply({"params": params["params"][f"conv_{i}"]}, expected))
+    np.testing.assert_allclose(model.apply(params, x), expected.reshape(3, -1), rtol=1e-10)
+    assert str(jax.make_jaxpr(model.apply)(params, x)).count("conv2d[") == 4
+
+
 def test_batch_norm_pools_images_of_any_type() -> None:
     x = jnp.asarray(np.random.default_rng(0).integers(0, 256, (2, 4, 4, 2)), jnp.uint8)
     norm = nn.BatchNorm()
@@ -363,10 +374,26 @@ def test_slices_are_larger_where_cores_share_a_convolution(image_bytes: int, alo
     assert _conv2d._slice(image_bytes, True) == shared
 
 
-@pytest.mark.parametrize(("images", "channels", "as_product"), [(75, 1, True), (400, 1, False), (2, 12, False)])
-def test_on_cpu_a_few_products_are_a_matrix_product(images: int, channels: int, as_product: bool) -> None:
+def test_a_kernel_s_gradient_where_cores_share_a_convolution_takes_twelve_images_at_once() -> None:
+    x, w = jnp.ones((12, 14, 14, 64)), jnp.ones((3, 3, 64, 4))
+
+    def loops(shared: bool) -> bool:
+        def total(w):
+            with _conv2d.shared_cores(shared):
+                return jnp.sin(nn.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=LAYOUT)).sum()
+
+        return "stablehlo.while" in jax.jit(jax.grad(total)).trace(w).lower(lowering_platforms=("cpu",)).as_text()
+
+    assert (loops(False), loops(True)) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("images", "channels", "stride", "as_product"),
+    [(75, 1, 1, True), (400, 1, 1, False), (400, 1, 2, True), (2, 12, 1, False)],
+)
+def test_on_cpu_a_few_products_are_a_matrix_product(images: int, channels: int, stride: int, as_product: bool) -> None:
     x, w = jnp.ones((images, 28, 28, channels)), jnp.ones((3, 3, channels, 4))
-    conv = lambda x, w: nn.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=LAYOUT)  # noqa: E731
+    conv = lambda x, w: nn.conv_general_dilated(x, w, (stride, stride), "SAME", dimension_numbers=LAYOUT)  # noqa: E731
     text = jax.jit(conv).trace(x, w).lower(lowering_platforms=("cpu",)).as_text()
     assert ("stablehlo.dot_general" in text, "stablehlo.convolution" in text) == (as_product, not as_product)
 
