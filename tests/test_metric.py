@@ -617,7 +617,10 @@ def test_under_jit_a_label_that_is_no_class_makes_the_loss_nan(method: str) -> N
         strange = episode._replace(**{part: batch._replace(y=batch.y.at[0].set(label))})
         grads, metrics = step(params, strange, KEY)
         assert np.isnan(metrics["loss"])
-        assert any(np.isnan(leaf).any() for leaf in jax.tree.leaves(grads))
+        for path, leaf in jax.tree.leaves_with_path(grads):
+            name = jax.tree_util.keystr(path)
+            unused = "conv" in name and "bias" in name  # what a normalisation takes away again
+            assert np.isnan(leaf).any() or unused, name
         answers = jax.jit(learner.predict)(params, strange.support, strange.query.x, KEY)
         assert np.isnan(answers).any() == (part == "support")
 

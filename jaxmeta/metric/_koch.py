@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxmeta import nn
 from jaxmeta.learner import check_int
-from jaxmeta.nn._normed_conv import NormedConv
+from jaxmeta.nn._conv_before_norm import ConvBeforeNorm
 from jaxmeta.nn._pool import max_pool_2x2
 
 
@@ -117,7 +117,7 @@ class SmallTwin(fnn.Module):
         x = _in_blocks(x, self.block)
         for i in range(6):
             width = self.features // 3 if i < 2 else self.features
-            convolved = NormedConv(width, name=f"conv_{i}")(x)
+            convolved = ConvBeforeNorm(width, name=f"conv_{i}")(x)
             x = nn.BatchNorm(epsilon=1e-5, name=f"norm_{i}")(convolved, max_pool_2x2 if i < 2 else None)
             x = fnn.relu(x) if i < 5 else jax.nn.sigmoid(x)
         return jax.lax.collapse(x, 1)

@@ -26,7 +26,7 @@ from jaxmeta.episode import Batch, Episode
 from jaxmeta.learner import Comparison, MetaLearner, Model, Params
 from jaxmeta.metric._kernels import class_sums
 from jaxmeta.metric._metric_learner import metric_learner
-from jaxmeta.nn._normed_conv import NormedConv, Streamed
+from jaxmeta.nn._conv_before_norm import ConvBeforeNorm, Streamed
 from jaxmeta.nn._pool import max_pool_2x2
 from jaxmeta.nn._stateless import init_stateless
 
@@ -142,7 +142,7 @@ class RelationEncoder(fnn.Module):
                 f"x must hold images [n, height, width, channels], at least 10x10, but has shape {x.shape}"
             )
         for i, padding in enumerate(("VALID", "VALID", "SAME", "SAME")):
-            convolved = NormedConv(self.features, padding=padding, kernel_init=_paper_kernel, name=f"conv_{i}")(x)
+            convolved = ConvBeforeNorm(self.features, padding=padding, kernel_init=_paper_kernel, name=f"conv_{i}")(x)
             norm = nn.BatchNorm(epsilon=self.epsilon, name=f"norm_{i}")
             x = fnn.relu(norm(convolved, max_pool_2x2 if i < 2 else None))
         return x
@@ -182,7 +182,7 @@ class RelationModule(fnn.Module):
             )
         x = self._first_convolution(references, queries)
         x = self._pooled(x, "norm_0")
-        convolve = NormedConv(self.features, padding=self.padding, kernel_init=_paper_kernel, name="conv_1")
+        convolve = ConvBeforeNorm(self.features, padding=self.padding, kernel_init=_paper_kernel, name="conv_1")
         x = self._pooled(convolve(x), "norm_1")
         if 0 in x.shape[1:]:
             raise ValueError(f"feature maps of {references.shape[1:3]} are too small to be pooled twice")

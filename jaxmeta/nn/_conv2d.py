@@ -31,7 +31,7 @@ _SLICE_BYTES = 2**18
 _FEW_IMAGES, _FEW_BYTES = 4, 2**20
 # Where all cores share a convolution, they want more, and images in multiples of a vector's length.
 _SHARED_SLICE_BYTES, _VECTOR = 2**22, 16
-# A sum of so few products is faster as a matrix product, while a cache holds its patches.
+# While a cache holds the patches, a sum of few products is faster as a matrix product.
 _FEW_PRODUCTS, _PATCHES_BYTES = 100, 2**22
 
 # Whether what is being traced is for a compiler whose convolutions share all cores of a CPU.
@@ -55,6 +55,11 @@ def patches(x: jax.Array, window: tuple[int, ...], strides: tuple[int, ...], pad
         ranges = (slice(a, a + (n - 1) * s + 1, s) for a, n, s in zip(starts, out, strides, strict=True))
         taps.append(x[(slice(None), *ranges)])
     return jnp.concatenate(taps, axis=-1)
+
+
+def few_products(kernel: jax.Array) -> bool:
+    """Whether the values of a convolution are sums of few products each: on CPU, less work than to store them."""
+    return math.prod(kernel.shape[:-1]) <= _FEW_PRODUCTS
 
 
 def product(x: jax.Array, w: jax.Array, strides: Any, pads: Any, dilation: Any, **kwargs: Any) -> jax.Array:
@@ -92,8 +97,8 @@ def _for_cpu(a: jax.Array, b: jax.Array, *, kind: Kind, **params: Any) -> jax.Ar
     strides, pads, sizes, window = (params[name] for name in ("strides", "pads", "sizes", "window"))
     convolve = functools.partial(jax.lax.conv_general_dilated, dimension_numbers=_LAYOUT, precision=params["precision"])
     if kind == "y":
-        patches_bytes = a.nbytes * math.prod(window) // math.prod(strides)
-        if math.prod(b.shape[:3]) <= _FEW_PRODUCTS and patches_bytes <= _PATCHES_BYTES:
+        known = all(isinstance(n, int) for n in a.shape)
+        if known and few_products(b) and a.nbytes * math.prod(window) // math.prod(strides) <= _PATCHES_BYTES:
             return _as_products(a, b, kind=kind, **params)
         return convolve(a, b, strides, pads)
     if kind == "x":

@@ -20,9 +20,9 @@ import flax.linen as nn
 import jax
 
 from jaxmeta.nn._conv import conv_general_dilated
+from jaxmeta.nn._conv_before_norm import ConvBeforeNorm
 from jaxmeta.nn._dot import dot_general
 from jaxmeta.nn._norm import BatchNorm
-from jaxmeta.nn._normed_conv import NormedConv
 from jaxmeta.nn._pool import max_pool_2x2
 
 # The largest entry stays the largest under these: they come after the max-pool, and have a quarter of the work. Any
@@ -75,7 +75,7 @@ class Conv4(nn.Module):
         for i in range(4):
             stride = 2 if self.pool == "stride" else 1
             if self.norm:
-                convolved = NormedConv(self.features, stride, kernel_init=self.kernel_init, name=f"conv_{i}")(x)
+                convolved = ConvBeforeNorm(self.features, stride, kernel_init=self.kernel_init, name=f"conv_{i}")(x)
                 x = BatchNorm(use_scale=self.norm_scale, epsilon=self.epsilon, name=f"norm_{i}")(convolved, before)
             else:
                 x = self._conv(stride, f"conv_{i}")(x)

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxmeta.nn._normed_conv import Streamed
+from jaxmeta.nn._conv_before_norm import Streamed
 
 
 class BatchNorm(nn.Module):

@@ -225,6 +225,7 @@ def train_window(*, one_device: bool) -> Callable[..., tuple[TrainState, dict[st
     options = _on_every_core() if one_device else None
 
     @functools.partial(jax.jit, static_argnums=tuple(range(7)), donate_argnums=7, compiler_options=options)
+    @functools.wraps(_window)
     def window(*args: Any) -> tuple[TrainState, dict[str, jax.Array]]:
         with shared_cores(options is not None):
             return _window(*args)

@@ -1,12 +1,12 @@
-"""Convolutions that batch normalisation follows, the first of a network without ever storing its values.
+"""Convolutions that batch normalisation follows, and the first of a network in one pass with it.
 
 From images of one channel, each of 64 features takes nine products: on CPU less time than to store it and read it
 again, which normalisation, pooling and their derivatives do a dozen times. The mean of its values is known in advance,
 
     mean_{n, p} sum_{d, c} x[n, p + d, c] w[d, c, o]  =  mean_p sum_{d, c} (mean_n x[n, p + d, c]) w[d, c, o],
 
-so that one slice of images after another can be convolved, centred, squared and pooled while a cache holds it.
-Derivatives convolve again.
+so that one slice of images after another can be convolved, centred, squared and pooled while a cache holds it. Only
+what is pooled is stored, and derivatives convolve again.
 """
 
 import math
@@ -18,14 +18,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxmeta.nn._conv import conv_general_dilated
+from jaxmeta.nn._conv2d import few_products
 
-# A core's own cache is to hold the values of a slice.
+# So that a slice's values are still in a cache when they are read again.
 _SLICE_BYTES = 2**21
-# So many products for a value take longer than to store it.
-_MANY_PRODUCTS = 100
 
 
-class NormedConv(nn.Module):
+class ConvBeforeNorm(nn.Module):
     """A 3x3 convolution for `BatchNorm` to follow.
 
     That takes any constant away with the mean, so the bias is a parameter, as in the literature, but is not added: the
@@ -45,11 +44,13 @@ class NormedConv(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> "jax.Array | Streamed":
-        """Convolves images x `[n, height, width, channels]`."""
+        """Convolves images x `[n, height, width, channels]`, or leaves that to `BatchNorm` where it pays."""
         kernel = self.param("kernel", self.kernel_init, (3, 3, x.shape[-1], self.features), jnp.float32)
         self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+        x = x.astype(jnp.promote_types(x.dtype, kernel.dtype))
         convolution = Streamed(x, kernel, self.stride, self.padding)
-        return convolution if convolution.pays() else convolution.of(x)
+        captured = self.is_mutable_collection("intermediates")  # somebody wants to see the values
+        return convolution if convolution.pays() and not captured else convolution.of(x)
 
 
 class Streamed(NamedTuple):
@@ -66,10 +67,11 @@ class Streamed(NamedTuple):
         return jax.eval_shape(self.of, self.images).shape
 
     def pays(self) -> bool:
-        """Whether its values are two slices or more, and cheap."""
-        cheap = math.prod(self.kernel.shape[:-1]) <= _MANY_PRODUCTS
+        """Whether its values are two slices or more, and cheap; not for images of unknown number or on many devices."""
+        plain = all(isinstance(n, int) for n in self.images.shape) and not any(jax.typeof(self.images).sharding.spec)
         exact = self.kernel.dtype.itemsize >= 4  # the gradients of slices are added in that type
-        return cheap and exact and jax.default_backend() == "cpu" and len(self.images) >= 2 * self._slice()
+        cheap = jax.default_backend() == "cpu" and few_products(self.kernel)
+        return plain and exact and cheap and len(self.images) >= 2 * self._slice()
 
     def of(self, images: jax.Array) -> jax.Array:
         """The values of some images."""

@@ -9,7 +9,7 @@ import pytest
 from helpers import assert_trees_close
 
 from jaxmeta import nn
-from jaxmeta.nn._normed_conv import NormedConv, Streamed
+from jaxmeta.nn._conv_before_norm import ConvBeforeNorm, Streamed
 from jaxmeta.nn._pool import max_pool_2x2
 
 on_cpu = pytest.mark.skipif(jax.default_backend() != "cpu", reason="accelerators store the values")
@@ -24,7 +24,7 @@ class Block(fnn.Module):
 
     @fnn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        convolved = NormedConv(4, self.stride, self.padding, name="conv")(x)
+        convolved = ConvBeforeNorm(4, self.stride, self.padding, name="conv")(x)
         return nn.BatchNorm(name="norm")(convolved, max_pool_2x2 if self.pools else None)
 
 
@@ -85,7 +85,7 @@ def test_the_values_of_many_images_are_never_stored(monkeypatch, order: int) -> 
 @pytest.mark.parametrize(
     ("x", "features"),
     [
-        (jnp.zeros((20, 28, 28, 1)), 4),  # hardly more than a slice
+        (jnp.zeros((100, 28, 28, 1)), 4),  # hardly more than a slice
         (jnp.zeros((400, 28, 28, 12)), 8),  # 108 products for each value
         (jnp.zeros((400, 28, 28, 1), jnp.bfloat16), 8),  # 16 bits are too few to add slices' gradients in
         (jnp.zeros((0, 28, 28, 1)), 4),
@@ -93,7 +93,7 @@ def test_the_values_of_many_images_are_never_stored(monkeypatch, order: int) -> 
     ],
 )
 def test_what_does_not_pay_is_computed_at_once(x: jax.Array, features: int) -> None:
-    convolve = NormedConv(features, kernel_init=lambda key, shape, dtype: jnp.ones(shape, x.dtype))
+    convolve = ConvBeforeNorm(features, kernel_init=lambda key, shape, dtype: jnp.ones(shape, x.dtype))
     assert isinstance(jax.eval_shape(lambda: convolve.init_with_output(jax.random.key(0), x)[0]), jax.ShapeDtypeStruct)
 
 
@@ -126,3 +126,41 @@ def test_the_mean_is_that_of_the_mean_image() -> None:
     centred, variance = convolution.centred(lambda centred: centred)
     np.testing.assert_allclose(variance[0, 0, 0], values.var((0, 1, 2)), rtol=1e-6)
     np.testing.assert_allclose(centred.mean((0, 1, 2)) / values.std((0, 1, 2)), 0, atol=3e-4)
+
+
+@on_cpu
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.uint8])
+def test_images_of_fewer_bits_are_normalised_in_the_kernels(monkeypatch, dtype) -> None:
+    x = jnp.asarray(1.003 + 2 * jax.random.normal(jax.random.key(0), (400, 6, 6, 1)) ** 2, dtype)
+    params = Block().init(jax.random.key(1), x)
+    slices_of(50, monkeypatch)
+    assert "scan" in str(jax.make_jaxpr(Block().apply)(params, x))
+    found = Block().apply(params, x)
+    slices_of(400, monkeypatch)
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, Block().apply(params, x), rtol=1e-4, atol=1e-5)
+
+
+def test_intermediates_are_values_however_many_images_there_are() -> None:
+    x = jnp.zeros((400, 28, 28, 1))
+    params = Block().init(jax.random.key(0), x)
+    capture = jax.jit(lambda params, x: Block().apply(params, x, capture_intermediates=True)[1]["intermediates"])
+    shapes = jax.tree.map(jnp.shape, jax.eval_shape(capture, params, x))
+    assert shapes["conv"]["__call__"] == ((400, 28, 28, 4),)
+
+
+def test_images_of_a_number_yet_unknown_are_convolved_at_once() -> None:
+    params = Block().init(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
+    images = jax.ShapeDtypeStruct(jax.export.symbolic_shape("n, 28, 28, 1"), jnp.float32)
+    exported = jax.export.export(jax.jit(Block().apply))(params, images)
+    x = jax.random.normal(jax.random.key(1), (3, 28, 28, 1))
+    np.testing.assert_allclose(exported.call(params, x), Block().apply(params, x), rtol=1e-5, atol=1e-6)
+
+
+def test_images_that_devices_share_are_convolved_where_they_are() -> None:
+    sharding = jax.NamedSharding(jax.make_mesh((2,), ("devices",)), jax.P("devices"))
+    x = jax.random.normal(jax.random.key(0), (400, 28, 28, 1))
+    params = Block().init(jax.random.key(1), x)
+    with jax.set_mesh(sharding.mesh):
+        divided = jax.jit(Block().apply)(params, jax.device_put(x, sharding))
+    np.testing.assert_allclose(divided, Block().apply(params, x), rtol=1e-4, atol=1e-5)
