@@ -3,7 +3,7 @@
 From images of one channel, each of 64 features takes nine products: on CPU less time than to store it and read it
 again, which normalisation, pooling and their derivatives do a dozen times. The mean of its values is known in advance,
 
-    mean_{n, p} sum_{d, c} x[n, p + d, c] w[d, c, o]  =  mean_p sum_{d, c} (mean_n x[n, p + d, c]) w[d, c, o],
+    mean_{n, p} sum_{d, c} x[n, s p + d, c] w[d, c, o] = mean_p sum_{d, c} (mean_n x[n, s p + d, c]) w[d, c, o],
 
 so that one slice of images after another can be convolved, centred, squared and pooled while a cache holds it. Only
 what is pooled is stored, and derivatives convolve again.
