@@ -193,13 +193,13 @@ class RelationModule(fnn.Module):
         """The convolution of every pair's joined channels, `[q * r, h, w, features]`."""
         channels = references.shape[-1]
         kernel = self.param("conv_0_kernel", _paper_kernel, (3, 3, 2 * channels, self.features), jnp.float32)
-        bias = self.param("conv_0_bias", fnn.initializers.zeros, (self.features,), jnp.float32)
+        self.param("conv_0_bias", fnn.initializers.zeros, (self.features,), jnp.float32)  # as in `ConvBeforeNorm`
 
         def convolve(x: jax.Array, part: jax.Array) -> jax.Array:
             return nn.conv_general_dilated(x, part, (1, 1), self.padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
         ours = convolve(references, kernel[:, :, :channels])
-        theirs = convolve(queries, kernel[:, :, channels:]) + bias
+        theirs = convolve(queries, kernel[:, :, channels:])
         pairs = theirs[:, None] + ours[None]
         return pairs.reshape(-1, *pairs.shape[2:])
 
