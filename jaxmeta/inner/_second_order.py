@@ -26,6 +26,8 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
+from jaxmeta._stored import stored
+
 Hvp = Literal["forward_over_reverse", "reverse_over_reverse"]
 
 Loss = Callable[[Any], tuple[jax.Array, Any]]
@@ -79,6 +81,7 @@ def _forward_over_reverse(loss: Callable[[Any, Any], tuple[jax.Array, Any]]) -> 
 
     def backward(residuals: Any, cotangents: Any) -> tuple[Any, Any]:
         params, others, differentiated = residuals
+        params = stored(params)  # a loop over steps has them stacked
         (value_cotangent, _), directions = cotangents
         chosen = [i for i, mark in enumerate(differentiated) if mark.size]
 

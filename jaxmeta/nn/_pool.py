@@ -8,6 +8,9 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from jaxmeta._stored import stored
 
 
 def max_pool(
@@ -62,7 +65,7 @@ max_pool_2x2 = functools.partial(max_pool, window_shape=(2, 2), strides=(2, 2))
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _largest(x: jax.Array, window: tuple[int, ...]) -> jax.Array:
     """The largest entry of each window; windows lie side by side and fill x."""
-    return _largest_and_place(x, window)[0]
+    return stored(_largest_and_place(x, window)[0])
 
 
 @_largest.defjvp
@@ -74,14 +77,14 @@ def _largest_jvp(
     Left to itself, JAX would write the cotangent of each corner of the windows into zeros of its own, and add these up.
     """
     (x,), (tangent,) = primals, tangents
-    largest, place = _largest_and_place(x, window)
+    place = stored(_largest_and_place(x, window)[1])
     inside = tuple(range(2, 2 + 2 * len(window), 2))
     for axis, k in zip(inside, window, strict=True):  # one by one: JAX knows how to shard that
         before, (size, *after) = tangent.shape[: axis - 1], tangent.shape[axis - 1 :]
         tangent = tangent.reshape(*before, size // k, k, *after)
     corner = jnp.arange(math.prod(window), dtype=place.dtype).reshape([k for size in window for k in (1, size)] + [1])
     picked = jnp.where(jnp.expand_dims(place, inside) == corner, tangent, 0).sum(inside)
-    return largest, picked
+    return _largest(x, window), picked
 
 
 def _largest_and_place(x: jax.Array, window: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
@@ -91,7 +94,7 @@ def _largest_and_place(x: jax.Array, window: tuple[int, ...]) -> tuple[jax.Array
     """
     starts = itertools.product(*(range(k) for k in window))
     corners = [x[(slice(None), *(slice(o, None, k) for o, k in zip(start, window, strict=True)))] for start in starts]
-    largest, place = corners[0], jnp.zeros(corners[0].shape, jnp.int32)
+    largest, place = corners[0], jnp.zeros(corners[0].shape, np.min_scalar_type(len(corners)))
     for number, corner in enumerate(corners[1:], 1):
         larger = (corner > largest) | (corner != corner)
         largest, place = jnp.where(larger, corner, largest), jnp.where(larger, number, place)
