@@ -44,7 +44,7 @@ def main() -> None:
         difference = equality(CASES[0], folder)
         rows = [race(case, folder, turns) for case in CASES]
     report = {
-        "command": "python benchmarks/peers/compare_prototypical.py",
+        "command": f"python benchmarks/peers/compare_prototypical.py --turns {turns}",
         "turns": turns,
         "largest_relative_difference_of_gradients": difference,
         "training_step": rows,

@@ -85,7 +85,7 @@ def adapt(
             not linear in it. The result can be differentiated in reverse any number of times, and forward after that
             (`jax.hessian`), but not forward at once: for `jax.jvp` and `jax.jacfwd` take `"reverse_over_reverse"`,
             which is as JAX does on its own: it keeps every step's intermediates, and with few steps may be faster for
-            it, a max-pooling Conv4 with K = 5 by a quarter on CPU (`benchmarks/peers/compare_peers.py`). Take that too
+            it, a Conv4 with K = 5 by 5 % on CPU (`benchmarks/peers/compare_peers.py`, with AVX-512). Take that too
             for a loss with a hand-written derivative that is no true gradient, as of a straight-through estimator, a
             spiking unit, reversed or clipped gradients, and where a loss with a collective is mapped over tasks inside
             the derivative. None for the first from two steps on, and the second with one, where it keeps as little.

@@ -81,7 +81,7 @@ def _forward_over_reverse(loss: Callable[[Any, Any], tuple[jax.Array, Any]]) -> 
 
     def backward(residuals: Any, cotangents: Any) -> tuple[Any, Any]:
         params, others, differentiated = residuals
-        params = stored(params)  # a loop over steps has them stacked
+        params = stored(params)  # a loop over steps slices them from a stack
         (value_cotangent, _), directions = cotangents
         chosen = [i for i, mark in enumerate(differentiated) if mark.size]
 
